@@ -1,0 +1,140 @@
+"""Run claims and keep what they found: rows, figures and datasets, moved into place only when all is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from nonsmooth.ledger import CLAIMS, Claim, Evidence, read_rows, write_rows
+
+__all__ = ["ExperimentError", "dataset_of", "file_name", "reproduce", "select"]
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class ExperimentError(Exception):
+    """Some experiments raised: what the others found was kept."""
+
+
+def select(only: Sequence[str]) -> list[Claim]:
+    """The claims whose id matches one of the patterns; raises ValueError where none does.
+
+    >>> [claim.id for claim in select(["rmsprop/floor*"])]
+    ['rmsprop/floor-independent-of-lambda']
+    """
+    chosen = [claim for name, claim in CLAIMS.items() if any(fnmatchcase(name, pattern) for pattern in only)]
+    if not chosen:
+        raise ValueError(f"no claim matches {', '.join(map(repr, only))}; `nonsmooth claims` lists them.")
+    return chosen
+
+
+def file_name(claim: str) -> str:
+    """The claim's id as a file name.
+
+    >>> file_name("l1/balance-law")
+    'l1--balance-law'
+    """
+    return claim.replace("/", "--")
+
+
+def reproduce(
+    out: Path, only: Sequence[str] = ("*",), full: bool = False, master: int = 0, tell: Report = lambda row: None
+) -> list[dict[str, Any]]:
+    """Run the claims that match `only` and write `verdicts.jsonl`, `figures/` and `data/` into `out`.
+
+    Nothing in `out` changes before the last experiment has ended: an interruption leaves what was there. Rows of
+    claims that were not run again stay. `tell` is called with each row as it is found; two experiments run at a
+    time. Raises ValueError where `out` cannot be written, and ExperimentError, after writing the rest, where an
+    experiment raised.
+
+    >>> rows = reproduce(Path(tempfile.mkdtemp()), ["edge/huber-orbits"])
+    >>> [(row["claim"], row["verdict"]) for row in rows]
+    [('edge/huber-orbits', 'supported')]
+    """
+    claims = select(only)
+    staged = _staging(out)
+    rows: dict[str, dict[str, Any]] = {}
+    failed: list[str] = []
+    try:
+        with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+            running = {pool.submit(claim.run, full, master=master): claim for claim in claims}
+            try:
+                for done in as_completed(running):
+                    claim = running[done]
+                    try:
+                        row, evidence = done.result()
+                    except Exception as error:  # one broken experiment does not cost the others
+                        failed.append(f"{claim.id}: {type(error).__name__}: {error}")
+                        continue
+                    _keep(staged, claim.id, evidence)
+                    rows[claim.id] = row
+                    tell(row)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        ordered = _merged(out, rows)
+        for folder in ("figures", "data"):
+            _move(staged / folder, out / folder)
+        write_rows(out / "verdicts.jsonl", ordered)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    if failed:
+        raise ExperimentError("; ".join(failed))
+    return ordered
+
+
+def dataset_of(evidence: Evidence) -> xr.Dataset:
+    """Every sample and prediction of the evidence; the attribute `cases` names the cases.
+
+    >>> dataset_of(Evidence("norm", [[1.0, 2.0]], [1.5], ["a"])).measured.shape
+    (1, 2)
+    """
+    return xr.Dataset(
+        {"measured": (("case", "sample"), evidence.measured), "predicted": ("case", evidence.predicted)},
+        attrs={"what": evidence.what, "cases": list(evidence.cases)},
+    )
+
+
+def _staging(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
+    except OSError as error:
+        raise ValueError(f"{out}: cannot be written ({error.strerror}); name another folder with --out.") from error
+    (staged / "figures").mkdir()
+    (staged / "data").mkdir()
+    return staged
+
+
+def _keep(staged: Path, claim: str, evidence: Evidence) -> None:
+    figures = [plot.to_dict() for plot in evidence.plots]
+    (staged / "figures" / f"{file_name(claim)}.json").write_text(json.dumps(figures, allow_nan=False), encoding="utf-8")
+    store = staged / "data" / f"{file_name(claim)}.zarr"
+    dataset_of(evidence).to_zarr(store, consolidated=False)
+    if evidence.data is not None:
+        evidence.data.to_zarr(store, group="run", mode="a", consolidated=False)
+
+
+def _merged(out: Path, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """New rows and, for claims that were not run, the earlier ones, in the order of the ledger."""
+    earlier: Iterable[dict[str, Any]] = read_rows(out / "verdicts.jsonl") if (out / "verdicts.jsonl").exists() else ()
+    kept = {row["claim"]: row for row in earlier if row["claim"] in CLAIMS} | rows
+    return [kept[name] for name in CLAIMS if name in kept]
+
+
+def _move(new: Path, old: Path) -> None:
+    old.mkdir(exist_ok=True)
+    for entry in new.iterdir():
+        place = old / entry.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        os.replace(entry, place)

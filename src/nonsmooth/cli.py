@@ -1,0 +1,205 @@
+"""The command line: parse, call, print.
+
+Exit codes: 0, all was done (and with --strict every claim is supported); 1, an experiment failed; 2, the input was
+wrong or a part is not installed; 3, --strict and a claim is not supported; 130, interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nonsmooth.ledger import ABSTRACT, CLAIMS, read_rows, sentence_verdict
+
+__all__ = ["main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+screen = Console()
+errors = Console(stderr=True)
+
+COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
+SIGNS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
+
+Out = Annotated[Path, typer.Option("--out", help="The folder of the rows, figures, datasets and report.")]
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Wrong input, a missing extra or an interruption end in one sentence and an exit code."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        errors.print(f"{missing.name} is not installed; run: pip install 'nonsmooth\\[lab]'")
+        raise typer.Exit(2) from None
+    except (ValueError, OSError) as wrong:
+        errors.print(escape(str(wrong)))
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        errors.print("Interrupted; what was there before is untouched.")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def reproduce(
+    only: Annotated[list[str] | None, typer.Option("--only", help="Claims by pattern, as 'l1/*'; may repeat.")] = None,
+    out: Out = Path("out"),
+    full: Annotated[bool, typer.Option("--full", help="The larger samples.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The master seed; 0 is the one in the source.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim is supported.")] = False,
+) -> None:
+    """Test the claims and write verdicts, figures, datasets and the report."""
+    with sentences():
+        import nonsmooth.claims  # noqa: F401
+        from nonsmooth.claims.reproduce import ExperimentError, select
+        from nonsmooth.claims.reproduce import reproduce as run
+        from nonsmooth.report import write_report
+
+        patterns = only or ["*"]
+        began, count = time.perf_counter(), len(select(patterns))
+        failure: ExperimentError | None = None
+        with screen.status(f"testing {count} claims") as status:
+
+            def tell(row: dict[str, Any]) -> None:
+                nonlocal count
+                count -= 1
+                status.update(f"{count} claims to go")
+                screen.print(f"{_badge(row['verdict'])} {row['claim']}  [dim]{row['seconds']:.1f} s[/]")
+
+            try:
+                run(out, patterns, full, seed, tell)
+            except ExperimentError as error:
+                failure = error
+        page = write_report(out)
+        rows = read_rows(out / "verdicts.jsonl")
+        _print_sentences(rows)
+        screen.print(f"\n{len(rows)} claims in {time.perf_counter() - began:.0f} s. Open [bold]{escape(str(page))}[/]")
+        if failure is not None:
+            errors.print(f"Failed: {escape(str(failure))}")
+            raise typer.Exit(1)
+        if strict and any(row["verdict"] != "supported" for row in rows):
+            raise typer.Exit(3)
+
+
+@app.command()
+def claims(out: Out = Path("out")) -> None:
+    """List the claims, with the verdicts found in a folder."""
+    with sentences():
+        import nonsmooth.claims  # noqa: F401
+
+        found = (
+            {row["claim"]: row for row in read_rows(out / "verdicts.jsonl")}
+            if (out / "verdicts.jsonl").exists()
+            else {}
+        )
+        table = Table("verdict", "claim", "says", show_lines=True)
+        for claim in CLAIMS.values():
+            verdict = found[claim.id]["verdict"] if claim.id in found else ""
+            table.add_row(_badge(verdict) if verdict else "[dim]not run[/]", claim.id, escape(claim.says))
+        screen.print(table)
+
+
+@app.command()
+def show(claim: str, out: Out = Path("out")) -> None:
+    """Show one claim: its words, evidence, conditions and mutants."""
+    with sentences():
+        import nonsmooth.claims  # noqa: F401
+
+        if claim not in CLAIMS:
+            raise ValueError(f"there is no claim {claim!r}; `nonsmooth claims` lists them.")
+        this = CLAIMS[claim]
+        screen.print(f"[bold]{claim}[/]\n{escape(this.says)}\n[dim]{escape(this.source)}[/]")
+        rows = [row for row in read_rows(out / "verdicts.jsonl") if row["claim"] == claim]
+        if not rows:
+            raise ValueError(f"{claim} has not been run into {out}; run: nonsmooth reproduce --only '{claim}'")
+        _print_row(rows[0])
+
+
+@app.command()
+def simulate(
+    config: Annotated[Path, typer.Argument(help="A TOML file with [objective], [rule], [penalty] and [run].")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write the dataset (Zarr).")] = None,
+) -> None:
+    """Run the simulation that a file describes."""
+    with sentences():
+        from nonsmooth.config import read_config
+        from nonsmooth.simulation import simulate as run
+
+        if out is not None and out.exists():
+            raise ValueError(f"{out}: exists already; name another place with --out.")
+        dataset = run(**read_config(config))
+        if out is not None:
+            dataset.to_zarr(out, consolidated=False)
+        _print_dataset(dataset)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `reproduce` has written.")] = Path("out"),
+) -> None:
+    """Write the report again from the rows and figures of a folder."""
+    with sentences():
+        from nonsmooth.report import write_report
+
+        screen.print(f"Open [bold]{escape(str(write_report(folder)))}[/]")
+
+
+def _badge(verdict: str) -> str:
+    return f"[{COLOURS.get(verdict, 'white')}]{SIGNS.get(verdict, ' ')} {verdict:9}[/]"
+
+
+def _print_sentences(rows: list[dict[str, Any]]) -> None:
+    table = Table(
+        "", "what the abstract says", "what the claims say", title="\nThe paper's five sentences", show_lines=True
+    )
+    for number, text in ABSTRACT.items():
+        table.add_row(str(number), escape(text), sentence_verdict(rows, number))
+    screen.print(table)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    screen.print(f"\n{_badge(row['verdict'])} {escape(row['what'])} {escape(row['relation'])}")
+    table = Table("case", "measured", "±", "predicted")
+    for cells in zip(row["cases"], row["measured"], row["noise"], row["predicted"], strict=True):
+        table.add_row(escape(cells[0]), *("not finite" if c is None else f"{c:.4g}" for c in cells[1:]))
+    screen.print(table)
+    screen.print(f"[bold]Holds when[/] {escape(row['holds_when'])}")
+    for mutant in row["mutants"]:
+        screen.print(f"[bold]The same test with[/] {escape(mutant['what'])}: {mutant['verdict']}")
+    screen.print(f"[dim]{row['seeds']} samples a case, {row['seconds']} s; rerun: {escape(row['command'])}[/]")
+
+
+def _print_dataset(dataset: Any) -> None:
+    """The mean of each recorded variable over its last half, for each combination of hyper-parameters."""
+    late = dataset.isel(step=slice(dataset.sizes["step"] // 2, None)).mean(
+        [d for d in ("step", "seed") if d in dataset.dims]
+    )
+    names = [name for name in late.data_vars if "coordinate" not in late[name].dims and name != "diverged_at"]
+    table = Table(
+        *map(str, late.sizes if names else ()), *map(str, names), title="means over the last half of the steps"
+    )
+    frame = late[names].drop_vars([c for c in late.coords if c not in late.dims]).to_dataframe()
+    for index, values in frame.head(60).iterrows():
+        labels = index if isinstance(index, tuple) else (index,) if frame.index.name else ()
+        table.add_row(*(f"{v:.4g}" for v in (*labels, *values)))
+    screen.print(table)
+    lost = int(dataset.diverged_at.notnull().sum())
+    runs = int(dataset.diverged_at.size)
+    screen.print(f"{runs} runs × {int(dataset.step[-1])} steps" + (f", {lost} diverged" if lost else ""))
+
+
+def main() -> None:
+    """Run the command line.
+
+    >>> main.__name__
+    'main'
+    """
+    sys.exit(app())

@@ -1,0 +1,105 @@
+"""A simulation as a TOML file: named parts and plain values, nothing that runs.
+
+    [objective]                       [rule]                      [run]
+    name = "random_least_squares"     name = "RMSProp"            steps = 4000
+    n = 50                            lr = [1e-3, 1e-4]           seeds = 20
+    p = 20                                                        tail = 500
+
+    [penalty]
+    name = "L1"
+    lam = { geomspace = [0.01, 1000, 45] }
+
+A part is a public class or instance of `objectives`, `rules` or `penalties`; a field may be a part of its own (a
+schedule, a wrapped rule), and `{ geomspace = [a, b, n] }` or `{ linspace = [a, b, n] }` is an axis.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from nonsmooth import objectives, penalties, rules
+from nonsmooth.objectives import Hinge, Logistic
+from nonsmooth.objectives.finite_sum import FiniteSum
+
+__all__ = ["RUN", "read_config"]
+
+RUN = ("steps", "seeds", "x0", "penalty_by", "batch_size", "record", "every", "tail", "f_star")
+"""The settings that [run] may name."""
+
+PARTS: dict[str, ModuleType] = {"objective": objectives, "rule": rules, "penalty": penalties}
+ABSTRACT = {"Constants", "Objective", "Penalty", "Rule"}
+LOSSES: dict[str, type[FiniteSum]] = {"Logistic": Logistic, "Hinge": Hinge}
+AXES: dict[str, Callable[..., np.ndarray]] = {"geomspace": np.geomspace, "linspace": np.linspace}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The arguments of `simulate` that the file states; raises ValueError, in one sentence, for anything else.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "run.toml"
+    >>> _ = file.write_text('objective = {name = "Absolute"}\\nrule = {name = "Gradient", lr = [0.1, 1]}')
+    >>> read_config(file)
+    {'objective': Absolute(dim=1), 'rule': Gradient(lr=[0.1, 1.0])}
+    """
+    try:
+        config = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: is not TOML ({error}).") from error
+    unknown = set(config) - {*PARTS, "run"}
+    if unknown:
+        raise ValueError(f"{path}: unknown section {sorted(unknown)[0]!r}; use objective, rule, penalty, run.")
+    for needed in ("objective", "rule"):
+        if needed not in config:
+            raise ValueError(f"{path}: there is no [{needed}]; name one, as in name = {_names(PARTS[needed])[0]!r}.")
+    run = config.pop("run", {})
+    if not isinstance(run, dict):
+        raise ValueError(f"{path}: run must be a section, [run].")
+    strange = set(run) - set(RUN)
+    if strange:
+        raise ValueError(f"{path}: [run] has no setting {sorted(strange)[0]!r}; it takes {', '.join(RUN)}.")
+    try:
+        return {kind: _part(PARTS[kind], kind, table) for kind, table in config.items()} | run
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _names(module: ModuleType) -> list[str]:
+    return sorted(set(module.__all__) - ABSTRACT)
+
+
+def _part(module: ModuleType, kind: str, table: Any) -> Any:
+    """The part that a table names, with its fields."""
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise ValueError(f"{kind} must be a table with a name, one of {', '.join(_names(module))}.")
+    name = table["name"]
+    if name not in _names(module):
+        raise ValueError(f"there is no {kind} {name!r}; choose from {', '.join(_names(module))}.")
+    part = getattr(module, name)
+    fields = {key: _field(module, key, value) for key, value in table.items() if key != "name"}
+    try:
+        inspect.signature(part).bind(**fields)
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}.") from error
+    return part(**fields)
+
+
+def _field(module: ModuleType, key: str, value: Any) -> Any:
+    if key == "loss" and value in LOSSES:
+        return LOSSES[value]
+    if isinstance(value, dict) and len(value) == 1 and (axis := next(iter(value))) in AXES:
+        match value[axis]:
+            case [int() | float() as low, int() | float() as high, int() as count] if 1 <= count <= 10**6:
+                return AXES[axis](low, high, count)
+        raise ValueError(f"{key}: {axis} takes [from, to, count] with a whole count from 1 to a million.")
+    if isinstance(value, dict):
+        return _part(module, key, value)
+    return value

@@ -1,0 +1,72 @@
+"""Problems to run on: hard instances, random draws, and the data that ship with scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from nonsmooth.objectives.finite_sum import FiniteSum, LeastSquares, Logistic
+from nonsmooth.objectives.maximum import MaxLinear
+
+__all__ = ["breast_cancer", "diabetes", "random_least_squares", "subgradient_hard_instance"]
+
+
+def subgradient_hard_instance(
+    n: int, M: float = 1.0, R: float = 1.0, ties: Literal["first", "average"] = "first"
+) -> MaxLinear:
+    """f(x) = M max(x₁, …, x₍ₙ₊₁₎, −R/√(n+1)): no method that starts at 0 and moves along the selected
+    subgradients has a better point than f(0) = 0 after n steps, so its best gap is MR/√(n+1).
+
+    f* = −MR/√(n+1) at distance R from 0. With ties shared out ("average") one step of Polyak's length solves it.
+    Source: Drori & Teboulle 2016, An optimal variant of Kelley's cutting-plane method, section 3.
+
+    >>> round(-subgradient_hard_instance(3).minimum, 9)
+    0.5
+    """
+    floor = -R / np.sqrt(n + 1)
+    return MaxLinear(np.vstack([M * np.eye(n + 1), np.zeros(n + 1)]), np.append(np.zeros(n + 1), M * floor), ties)
+
+
+def random_least_squares(
+    n: int = 50, p: int = 20, seed: int = 0, support: int | None = None, noise: float = 1.0
+) -> LeastSquares:
+    """Least squares with Gaussian X (n, p) and y = Xw₀ + noise·ε; w₀ has `support` Gaussian entries (all by default).
+
+    >>> random_least_squares(n=50, p=20).shape
+    (20,)
+    """
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, p))
+    w = rng.standard_normal(p) * (np.arange(p) < (p if support is None else support))
+    return LeastSquares(X, X @ w + noise * rng.standard_normal(n))
+
+
+def diabetes() -> LeastSquares:
+    """The diabetes data that ship with scikit-learn (442 × 10; Efron et al. 2004), columns and target standardised.
+
+    >>> diabetes().shape
+    (10,)
+    """
+    from sklearn.datasets import load_diabetes
+
+    X, y = load_diabetes(return_X_y=True)
+    return LeastSquares(_standardised(X), _standardised(y))
+
+
+def breast_cancer(loss: type[FiniteSum] = Logistic, features: int = 30) -> Any:
+    """The breast cancer data that ship with scikit-learn (569 × 30), first `features` columns standardised, y = ±1.
+
+    There is no intercept, and so no number of columns separates the classes (all thirty and a column of ones do).
+
+    >>> breast_cancer().shape
+    (30,)
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    X, y = load_breast_cancer(return_X_y=True)
+    return loss(_standardised(X[:, :features]), 2.0 * y - 1.0)
+
+
+def _standardised(a: np.ndarray) -> np.ndarray:
+    return (a - a.mean(axis=0)) / a.std(axis=0)

@@ -1,0 +1,166 @@
+"""The ledger as it comes out: verdicts, mutants, files, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import nonsmooth.claims  # noqa: F401
+from nonsmooth.claims import reproduce as running
+from nonsmooth.claims.problems import lasso_path, least_squares_draws
+from nonsmooth.ledger import ABSTRACT, CLAIMS, Evidence, claim, equals, read_rows
+from nonsmooth.penalties import L1
+from nonsmooth.simulation import minimise
+
+THEMES = {"convergence": 1, "l1": 2, "rmsprop": 3, "edge": 4}
+
+
+def test_there_are_claims_on_each_theme_and_their_ids_say_which():
+    assert len(CLAIMS) >= 12
+    for name, this in CLAIMS.items():
+        theme, rest = name.split("/")
+        assert this.sentence == THEMES[theme] and re.fullmatch(r"[a-z0-9-]+", rest)
+        assert this.says.endswith(".") and this.source and this.mutants
+        assert "master" in this.parameters, "every experiment can be drawn afresh"
+    assert {this.sentence for this in CLAIMS.values()} == {1, 2, 3, 4}
+
+
+def test_no_verdict_is_refuted_and_at_most_a_fifth_are_undecided(reproduced):
+    _, rows = reproduced
+    verdicts = [row["verdict"] for row in rows]
+    assert [row["claim"] for row in rows] == list(CLAIMS)
+    assert "refuted" not in verdicts
+    assert verdicts.count("undecided") <= len(verdicts) / 5
+
+
+def test_every_mutant_is_refuted(reproduced):
+    _, rows = reproduced
+    survivors = [(row["claim"], m) for row in rows for m in row["mutants"] if m["verdict"] != "refuted"]
+    assert not survivors
+
+
+def test_every_claim_says_where_it_holds_by_a_number_or_a_condition(reproduced):
+    _, rows = reproduced
+    for row in rows:
+        assert row["holds_when"], row["claim"]
+    assert sum(bool(re.search(r"\d", row["holds_when"])) for row in rows) >= 0.8 * len(rows)
+
+
+def test_figures_and_datasets_lie_beside_the_rows(reproduced):
+    out, rows = reproduced
+    assert sorted(p.name for p in out.iterdir()) == ["data", "figures", "verdicts.jsonl"]
+    for row in rows:
+        name = running.file_name(row["claim"])
+        figures = json.loads((out / "figures" / f"{name}.json").read_text())
+        assert all(f["x"]["title"] and f["y"]["title"] and f["says"] for f in figures)
+        data = xr.open_zarr(out / "data" / f"{name}.zarr", consolidated=False)
+        assert list(data.attrs["cases"]) == row["cases"]
+        means = [np.nan if m is None else m for m in row["measured"]]
+        np.testing.assert_allclose(data.measured.mean("sample").values, means, rtol=1e-14)
+    assert sum(bool(json.loads(p.read_text())) for p in (out / "figures").iterdir()) >= 12
+
+
+def test_the_phase_diagram_has_every_rule_and_its_predicted_boundary(reproduced):
+    out, _ = reproduced
+    figures = json.loads((out / "figures" / "l1--turning-point.json").read_text())
+    assert [f["title"] for f in figures] == ["SGD", "heavy ball 0.9", "RMSProp", "Adam", "Adagrad"]
+    assert all(np.isfinite(f["heat"]["z"]).all() for f in figures)
+    assert [len(f["lines"]) for f in figures] == [1, 1, 1, 1, 0]
+
+
+def test_the_readme_shows_the_verdicts_that_come_out(reproduced):
+    _, rows = reproduced
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert f"| `{row['claim']}` | {row['verdict']} |" in readme
+    assert all(text in readme for text in ABSTRACT.values())
+
+
+def test_a_claim_run_again_gives_the_same_row(reproduced):
+    _, rows = reproduced
+    before = next(row for row in rows if row["claim"] == "l1/balance-law")
+    after, _ = CLAIMS["l1/balance-law"].run()
+    for key in ("measured", "noise", "predicted", "slack", "verdict", "holds_when", "mutants", "parameters"):
+        assert after[key] == before[key], key
+
+
+def test_another_master_seed_draws_other_problems_and_finds_the_same():
+    row, evidence = CLAIMS["rmsprop/floor-independent-of-lambda"].run(master=1)
+    first = CLAIMS["rmsprop/floor-independent-of-lambda"].experiment()
+    assert row["verdict"] == "supported"
+    assert not np.array_equal(evidence.measured, first.measured)
+
+
+def test_exact_paths_are_exact():
+    for f in least_squares_draws(3, master=7, n=30, p=50, support=5):
+        lams = np.array([0.05, 0.3, 0.9, 1.5]) * f.critical_lam
+        exact = lasso_path(f, lams)
+        for w, lam in zip(exact, lams):
+            assert np.abs(w - L1(lam).prox(w - f.grad(w), 1.0)).max() < 1e-9
+        assert np.allclose(exact, minimise(f, L1(lams)).minimiser, atol=1e-8)
+        assert not exact[-1].any()
+
+
+@pytest.fixture
+def tiny():
+    """Two claims of a moment each, in place of the ledger."""
+    kept = dict(CLAIMS)
+    CLAIMS.clear()
+    state = {"a": 1.0, "raise": None}
+
+    @claim("t/a", says="A.", source="-", sentence=1, relation=equals(0.1), mutants={"2": {"x": 2.0}})
+    def a(x: float = 1.0, master: int = 0) -> Evidence:
+        return Evidence("x", [x * state["a"]], [1.0], ["x"])
+
+    @claim("t/b", says="B.", source="-", sentence=1, relation=equals(0.1), mutants={"2": {"x": 2.0}})
+    def b(x: float = 1.0, master: int = 0) -> Evidence:
+        if state["raise"] is not None:
+            raise state["raise"]
+        return Evidence("x", [x], [1.0], ["x"])
+
+    yield state
+    CLAIMS.clear()
+    CLAIMS.update(kept)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_an_interruption_leaves_the_earlier_files_as_they_were(tiny, tmp_path):
+    running.reproduce(tmp_path)
+    before = contents(tmp_path)
+    tiny["a"], tiny["raise"] = 5.0, KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        running.reproduce(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_an_experiment_that_raises_costs_its_own_row_only(tiny, tmp_path):
+    running.reproduce(tmp_path)
+    tiny["a"], tiny["raise"] = 1.01, ZeroDivisionError("by zero")
+    with pytest.raises(running.ExperimentError, match="t/b: ZeroDivisionError: by zero"):
+        running.reproduce(tmp_path)
+    rows = {row["claim"]: row for row in read_rows(tmp_path / "verdicts.jsonl")}
+    assert rows["t/a"]["measured"] == [1.01] and rows["t/b"]["measured"] == [1.0]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_running_some_claims_keeps_the_rows_of_the_others(tiny, tmp_path):
+    running.reproduce(tmp_path)
+    tiny["a"] = 1.02
+    rows = running.reproduce(tmp_path, ["t/a"])
+    assert [(row["claim"], row["measured"]) for row in rows] == [("t/a", [1.02]), ("t/b", [1.0])]
+
+
+def test_an_unknown_claim_and_a_folder_that_cannot_be_written_are_said_in_one_sentence(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"no claim matches 'x/\*'; `nonsmooth claims` lists them\."):
+        running.reproduce(tmp_path, ["x/*"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/out: cannot be written \(Not a directory\); name another folder"):
+        running.reproduce(tmp_path / "file" / "out")

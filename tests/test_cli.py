@@ -1,0 +1,134 @@
+"""The command line as a user meets it: in a process of its own, by what it prints and how it exits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import xarray as xr
+
+from nonsmooth.config import read_config
+from nonsmooth.objectives import LeastSquares
+from nonsmooth.rules import Averaging, Cosine, Gradient
+
+CONFIG = """
+[objective]
+name = "random_least_squares"
+n = 20
+p = 5
+
+[rule]
+name = "RMSProp"
+lr = [1e-3, 1e-4]
+
+[penalty]
+name = "L1"
+lam = { geomspace = [0.01, 10, 3] }
+
+[run]
+steps = 50
+seeds = 2
+"""
+
+
+def nonsmooth(*arguments: str, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "nonsmooth", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_claims_shows_every_claim(tmp_path):
+    done = nonsmooth("claims", cwd=tmp_path)
+    assert done.returncode == 0 and "l1/balance-law" in done.stdout and "not run" in done.stdout
+
+
+def test_reproduce_some_then_show_report_and_strict(tmp_path):
+    done = nonsmooth("reproduce", "--only", "edge/huber*", "--only", "convergence/gradient*", "--strict", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 claims" in done.stdout and "not tested yet" in done.stdout
+    page = tmp_path / "out" / "report.html"
+    first = page.read_bytes()
+    page.unlink()
+    assert nonsmooth("report", "out", cwd=tmp_path).returncode == 0
+    assert page.stat().st_size == pytest.approx(len(first), rel=0.01)
+    shown = nonsmooth("show", "edge/huber-orbits", cwd=tmp_path)
+    assert shown.returncode == 0 and "Holds when" in shown.stdout and "refuted" in shown.stdout
+
+
+def test_simulate_prints_means_and_writes_the_dataset(tmp_path):
+    (tmp_path / "run.toml").write_text(CONFIG)
+    done = nonsmooth("simulate", "run.toml", "--out", "run.zarr", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12 runs × 50 steps" in done.stdout
+    run = xr.open_zarr(tmp_path / "run.zarr", consolidated=False)
+    assert dict(run.sizes) == {"lr": 2, "lam": 3, "seed": 2, "step": 50, "coordinate": 5}
+    again = nonsmooth("simulate", "run.toml", "--out", "run.zarr", cwd=tmp_path)
+    assert again.returncode == 2 and again.stderr.strip() == "run.zarr: exists already; name another place with --out."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["reproduce", "--only", "no/*"], "no claim matches 'no/*'; `nonsmooth claims` lists them."),
+        (["reproduce", "--only", "edge/h*", "--out", "run.toml"], "run.toml: cannot be written (File exists)"),
+        (["show", "no/claim"], "there is no claim 'no/claim'; `nonsmooth claims` lists them."),
+        (["show", "l1/balance-law"], "out/verdicts.jsonl: there is no such file; run `nonsmooth reproduce` first."),
+        (["report", "nowhere"], "nowhere/verdicts.jsonl: there is no such file; run `nonsmooth reproduce` first."),
+        (["simulate", "missing.toml"], "missing.toml: cannot be read (No such file or directory)."),
+    ],
+)
+def test_wrong_input_ends_in_one_sentence(tmp_path, arguments, says):
+    (tmp_path / "run.toml").write_text(CONFIG)
+    done = nonsmooth(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    assert (tmp_path / "run.toml").read_text() == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            'name = "L1"',
+            'name = "L7"',
+            r"there is no penalty 'L7'; choose from ElasticNet, GroupLasso, L1, SquaredL2\.",
+        ),
+        ('name = "RMSProp"', 'name = "__import__"', r"there is no rule '__import__'; choose from Adagrad, "),
+        ("steps = 50", "stepz = 50", r"\[run\] has no setting 'stepz'; it takes steps, seeds, "),
+        ("p = 5", "q = 5", r"random_least_squares: got an unexpected keyword argument 'q'\."),
+        ("lr = [1e-3, 1e-4]", "lr = -1.0", r"RMSProp: lr must be a finite number above 0, not -1\."),
+        ("lr = [1e-3, 1e-4]", "lr = []", r"RMSProp: lr is empty; give at least one value\."),
+        ("[0.01, 10, 3]", "[0.01, 10]", r"lam: geomspace takes \[from, to, count\]"),
+        ("[0.01, 10, 3]", '["a", 10, 3]', r"lam: geomspace takes \[from, to, count\]"),
+        ("[run]", "[runs]", r"unknown section 'runs'; use objective, rule, penalty, run\."),
+        ("[objective]", "[objective", r"is not TOML"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_to_do(tmp_path, old, new, says):
+    file = tmp_path / "run.toml"
+    file.write_text(CONFIG.replace(old, new))
+    with pytest.raises(ValueError, match=rf"^{file}: .*{says}"):
+        read_config(file)
+
+
+def test_parts_nest_and_data_may_stand_in_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("""
+        objective = { name = "LeastSquares", X = [[1.0, 0.0], [0.0, 1.0]], y = [1.0, 2.0] }
+        [rule]
+        name = "Averaging"
+        rule = { name = "Gradient", lr = { name = "Cosine", lr = 0.1, steps = 100 } }
+    """)
+    assert read_config(file) == {
+        "objective": LeastSquares([[1.0, 0.0], [0.0, 1.0]], [1.0, 2.0]),
+        "rule": Averaging(Gradient(lr=Cosine(lr=0.1, steps=100))),
+    }
+
+
+def test_a_missing_extra_is_named_with_the_command_that_adds_it(tmp_path):
+    without = "import sys; sys.modules['xarray'] = None; sys.argv = ['nonsmooth', 'claims']; "
+    code = without + "from nonsmooth.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "xarray is not installed; run: pip install 'nonsmooth[lab]'"

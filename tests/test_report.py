@@ -1,0 +1,500 @@
+"""The page: what it says, what it refuses, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import closing
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markupsafe import escape
+
+from nonsmooth.ledger import (
+    ABSTRACT,
+    Claim,
+    Evidence,
+    at_least,
+    at_most,
+    equals,
+    read_rows,
+    sentence_verdict,
+    write_rows,
+)
+from nonsmooth.plots import Axis, Heat, Line, Plot
+from nonsmooth.report import render, write_report
+from nonsmooth.report.cases import relation_of, table
+
+HOSTILE = (
+    "</script><img src=x onerror=\"window.pwned=1\"><svg onload='window.pwned=1'>"
+    '<a href="javascript:window.pwned=1">%{x}&amp;\u2028'
+)
+LONG = "a very long condition that goes on over many words to see how the page wraps it on a narrow screen, " * 4
+
+
+def noisy(mean, n=20, spread=0.01):
+    mean = np.asarray(mean, dtype=float)
+    return mean[:, None] * (1 + spread * np.random.default_rng(0).standard_normal((len(mean), n)))
+
+
+def floor(factor: float = 1.0, lams: tuple = (3.0, 10.0, 30.0, 100.0)) -> Evidence:
+    x, eta, steps = np.geomspace(0.3, 100, 16), np.geomspace(1e-4, 0.2, 9), np.arange(1, 61)
+    step, lam, norm = (Axis(title, log=True) for title in ("step size η", "λ over the critical λ", "‖w‖₁ over ηλP/2"))
+    measured = Line("measured, mean over problems", x, 1 + 3 / x**2, "markers", error=0.3 / x)
+    bounce = np.where(steps < 4, 1 - 0.3 * steps, 0.1 * (1.5 + 0.5 * (-1.0) ** steps))
+    runs = [Line("|x|, η = 0.3", steps, bounce), Line("Huber, η = 0.3", steps, 0.5 * 0.7**steps, "dash")]
+    turn = Line("predicted turn: beyond it a larger λ raises the norm", eta, 3 * (1e-3 / eta) ** 0.4)
+    z = [[None if e * k > 12 else np.log10(e * k + 0.02 / k) for e in eta] for k in x[::2]]
+    plots = [
+        Plot(lam, norm, [measured, Line("the law", x, x**0, "dash")], title="At ηL = 0.05", says="Then the law."),
+        Plot(Axis("step"), Axis("f(x)"), runs, title="On |x| and on Huber", says="On |x| it bounces; on Huber not."),
+        *(
+            Plot(step, lam, [turn], Heat("log₁₀ ‖w‖₁", eta, x[::2], z), name, "Above it grows.")
+            for name in ("SGD", "Adam")
+        ),
+    ]
+    holds = "λ ≥ 3.1 critical λ (fails at 2.09 critical λ) at ηL = 0.05; ηL ≤ 0.2 (fails at 3e-05)"
+    cases = [f"λ = {m:g} critical λ" for m in lams]
+    return Evidence("tail mean ‖w‖₁ over ηλP/2", noisy(factor * np.ones(len(lams))), 1.0, cases, holds, plots)
+
+
+def rates(power: float = 0.5) -> Evidence:
+    n = np.array([1, 3, 10, 30, 100, 300])
+    lines = [
+        Line("measured on the hard instance", n, 1 / (n + 1) ** power, "markers"),
+        Line("MR/√(N+1)", n, 1 / np.sqrt(n + 1), "dash"),
+        Line("smooth GD's worst case, LR²/(4N+2)", n, 1 / (4 * n + 2)),
+    ]
+    plot = Plot(Axis("number of steps N", log=True), Axis("best gap, M = R = 1", log=True), lines, says="Attained.")
+    cases = [f"N = {k}" for k in n]
+    return Evidence("best gap", 1 / (n + 1) ** power, 1 / np.sqrt(n + 1), cases, "every N tried, 1 to 300", [plot])
+
+
+def methods(scale: float = 1.0) -> Evidence:
+    lam, lines = np.geomspace(1e-7, 1e3, 21), []
+    for i, name in enumerate(("SGD", "RMSProp", "Adam")):
+        lines.append(Line(f"{name}, measured", lam, 1e-5 * lam ** (0.3 * i), "markers"))
+        lines.append(Line(f"{name}, predicted", lam, 1.02e-5 * lam ** (0.3 * i), "dash"))
+    plot = Plot(Axis("λ", log=True), Axis("final ‖w‖₁", log=True), lines, says="Three rules, three slopes.")
+    measured = noisy([2e-5 * scale, 3.1e-4 * scale])
+    return Evidence("final ‖w‖₁", measured, [2e-5, 3e-4], ["λ = 1e-05", "λ = 0.001"], "", [plot])
+
+
+def undecided() -> Evidence:
+    lam = np.linspace(0, 5, 40)
+    band = [Line("mean of the runs", lam, np.sin(lam), error=0.2 + 0 * lam)]
+    plot = Plot(Axis("time"), Axis("share"), band, says="The shade is the interval.")
+    return Evidence("share of runs", noisy([0.98, 1.03], n=4, spread=0.05), 1.0, ["small", "large"], LONG, [plot])
+
+
+def hostile(low: float = 0.0) -> Evidence:
+    lines = [
+        Line(HOSTILE, [0.0, 1.0, 2.0], [0.0, 1.0, float("nan")], "markers"),
+        Line("$x$ <b>not bold</b>", [0.0, 1.0], [1.0, 2.0]),
+    ]
+    plot = Plot(Axis(HOSTILE), Axis(HOSTILE, log=True), lines, title=HOSTILE, says=HOSTILE)
+    return Evidence(HOSTILE, [low, 2.0], [0.0, 0.0], [HOSTILE, "plain"], HOSTILE, [plot])
+
+
+def rows_and_figures():
+    """Every verdict, every kind of figure, a blunt mutant, hostile and long words."""
+    grows = "Well beyond the critical λ, where the solution is 0, SGD settles at ηλP/2: a larger λ, a larger norm."
+    away, twice, faster = {HOSTILE: {"low": -9.0}}, {"twice it": {"scale": 2.0}}, {"a faster rate": {"power": 1.0}}
+    prox, blunt = {"the proximal map in autograd's place": {"factor": 0.1}}, {"one per cent off": {"scale": 1.01}}
+    claims = [
+        ("l1/sgd-floor", grows, 2, equals(0.05), floor, prox),
+        ("convergence/worst-case", "The best gap is exactly MR/√(N+1).", 1, equals(0.01), rates, faster),
+        ("rmsprop/three-floors", "SGD, RMSProp and Adam differ.", 3, equals(0.1), methods, blunt, {}, "limits"),
+        ("rmsprop/refuted", "RMSProp and SGD reach the same norm.", 3, at_most(), methods, twice),
+        ("edge/undecided", "The share of runs is one. " + LONG, 4, equals(0.02), undecided, {}),
+        (f"zoo/{HOSTILE}", f"Hostile {HOSTILE}", 4, at_least(0.5, absolute=True), hostile, away),
+    ]
+    rows, figures = [], {}
+    for id, says, sentence, *rest in claims:
+        row, evidence = Claim(id, says, f"our statement of {sentence}", sentence, *rest).run()
+        rows.append(row)
+        figures[id] = [plot.to_dict() for plot in evidence.plots]
+    return rows, figures
+
+
+def save(folder: Path, rows, figures):
+    (folder / "figures").mkdir(exist_ok=True)
+    write_rows(folder / "verdicts.jsonl", rows)
+    for claim, plots in figures.items():
+        (folder / "figures" / f"{claim.replace('/', '--')}.json").write_text(json.dumps(plots), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def ledger():
+    return rows_and_figures()
+
+
+@pytest.fixture(scope="module")
+def page_text(ledger):
+    return render(*ledger)
+
+
+@pytest.fixture(scope="module")
+def out(ledger, tmp_path_factory):
+    """The folder of a run, with its report."""
+    folder = tmp_path_factory.mktemp("out")
+    save(folder, *ledger)
+    write_report(folder)
+    return folder
+
+
+class Seen(HTMLParser):
+    """Tags with their attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_shows_each_row(ledger, page_text):
+    for row in ledger[0]:
+        assert all(escape(row[field]) in page_text for field in ("says", "command", "source"))
+    themes = re.findall(r'<h2 id="theme-\d">(.*?)</h2>', page_text)
+    assert themes == ["Convergence", "L1 penalties", "RMSProp", "The edge of stability", "Zoo"]
+    assert "the proximal map in autograd&#39;s place</strong>: refuted, as it must be." in page_text
+    assert "one per cent off</strong>: supported. It should be refuted" in page_text
+    assert "Weak tests." in page_text
+    assert "ηL ≤\u00a00.2 (fails at 3\u00a0×\u00a010⁻⁵)" in page_text
+    assert "e-05" not in re.sub(r"<script.*?</script>", "", page_text, flags=re.S)
+
+
+def test_the_abstract_at_a_glance(ledger, page_text):
+    glance = page_text[page_text.index('id="abstract"') : page_text.index('id="filter"')]
+    for number, said in ABSTRACT.items():
+        part = glance[glance.index(f'id="sentence-{number}"') :].partition("</li>\n    <li")[0]
+        assert escape(said) in part
+        assert sentence_verdict(ledger[0], number) in part
+        assert "#icon-" in part
+    assert "not tested yet" in glance
+    limits = glance[glance.index("Claims that limit it") :]
+    assert "rmsprop/three-floors" in limits.partition("</ul>")[0]
+
+
+def test_same_rows_same_page_and_order_of_rows_does_not_matter_between_themes(ledger, page_text):
+    rows, figures = ledger
+    assert render(rows, figures) == page_text
+    assert render(sorted(rows, key=lambda row: row["claim"][0] == "c"), figures) == page_text
+
+
+def test_a_claim_without_a_stored_figure_says_so(ledger):
+    row = ledger[0][0]
+    assert render([row], {}).count("No figure is stored") == 1
+    assert "No figure is stored" not in render([row], {row["claim"]: []})
+
+
+def test_nothing_is_loaded_and_nothing_hostile_is_markup(ledger, page_text):
+    seen = Seen(page_text)
+    assert not [tag for tag, _ in seen.tags if tag in ("img", "iframe", "object", "embed", "base")]
+    assert not [attr for _, attrs in seen.tags for attr in attrs if attr.startswith("on") or attr == "src"]
+    links = [attrs["href"] for _, attrs in seen.tags if "href" in attrs]
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    kinds = [attrs.get("type") for tag, attrs in seen.tags if tag == "script"]
+    assert kinds == ["application/json", "text/plain", None]
+    plots, plotly, script = re.findall(r"<script[^>]*>(.*?)</script>", page_text, flags=re.S)
+    assert not set("<>&\u2028") & set(plots)
+    drawn = json.loads(plots)
+    assert [plot["title"] for plot in drawn][-1] == HOSTILE
+    assert len(drawn) == sum(map(len, ledger[1].values()))
+    assert b"plotly.js" in gzip.decompress(base64.b64decode(plotly))[:40]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page_text
+
+
+@pytest.mark.parametrize("relation", [equals(0.05), equals(0.01, absolute=True), at_most(), at_most(0.2), at_least(1)])
+def test_the_margins_are_the_ledgers(relation):
+    evidence = Evidence("x", noisy([1.0, 0.0, -2.0, 5e4]), [1.01, 0.0, -2.1, 3e4], list("abcd"))
+    row, _ = Claim("a/b", "", "", 1, relation, lambda: evidence, {}).run()
+    assert relation_of(row) == relation
+    cases, scale = table(row)
+    lows = [low for low, _ in evidence.margins(relation)]
+    assert [case.holds for case in cases] == [low >= 0 for low in lows]
+    assert scale is not None
+    assert scale.low <= 0 <= scale.high
+    for case, low in zip(cases, lows, strict=True):
+        shown = float(case.margin.replace("−", "-").replace("\u00a0", "").rstrip("%").replace("×10⁴", "e4"))
+        assert shown / (100 if "%" in case.margin else 1) == pytest.approx(low, rel=5e-3)
+
+
+def test_a_relation_in_other_words_leaves_the_margin_out(ledger):
+    row = ledger[0][0] | {"relation": "looks like the prediction"}
+    assert {case.margin for case in table(row)[0]} == {"—"}
+    assert relation_of(ledger[0][0] | {"slack": 0.7}) is None
+    assert "looks like the prediction" in render([row], {})
+
+
+def test_numbers_that_are_not_finite_are_said(ledger):
+    first = table(ledger[0][0] | {"measured": [None, 1.0, 1.0, 1.0], "slack": None})[0][0]
+    assert (first.measured, first.margin, first.strip) == ("not finite", "—", None)
+
+
+def damaged(field, *value):
+    def damage(folder):
+        first, *others = read_rows(folder / "verdicts.jsonl")
+        del first[field]
+        write_rows(folder / "verdicts.jsonl", [first | dict(zip([field], value)), *others])
+
+    return damage
+
+
+def figure(text):
+    return lambda folder: (folder / "figures" / "l1--sgd-floor.json").write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "verdicts.jsonl").unlink(), "there is no such file"),
+        (lambda folder: (folder / "verdicts.jsonl").write_text("{"), "line 1 is not JSON"),
+        (lambda folder: (folder / "verdicts.jsonl").write_bytes(b"\xff\n"), "line 1 is not JSON"),
+        (damaged("says"), "has no 'says'"),
+        (damaged("claim", 7), "wrong kind (int)"),
+        (damaged("seeds", True), "wrong kind (bool)"),
+        (damaged("verdict", "proved"), "verdict 'proved', which is none of supported, refuted, undecided"),
+        (damaged("sentence", 9), "speaks of sentence 9"),
+        (damaged("bears", "against"), "neither 'for' nor 'limits'"),
+        (damaged("noise", [0.1]), "of different lengths"),
+        (damaged("measured", ["x", 1, 1, 1]), "neither a finite number nor null"),
+        (damaged("cases", [1, 2, 3, 4]), "a case that is not text"),
+        (damaged("mutants", [{}]), "a mutant without"),
+        (damaged("versions", {"numpy": 2}), "a version that is not text"),
+        (damaged("claim", "rmsprop/refuted"), "stands there twice"),
+        (figure(b"[{"), "is not a file of figures"),
+        (figure(b"\xff"), "is not a file of figures"),
+        (figure(b"{}"), "is not a list of figures"),
+        (figure(b"[1]"), "figure 1 is not one of nonsmooth.plots.Plot (not an object)"),
+        (figure(b'[{"x": 1}]'), "'x' of the wrong kind"),
+    ],
+)
+def test_a_broken_file_is_one_sentence_and_the_earlier_report_stays(damage, says, ledger, tmp_path):
+    save(tmp_path, *ledger)
+    (tmp_path / "report.html").write_text("earlier")
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "report.html").read_text() == "earlier"
+    assert not list(tmp_path.glob(".report*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x": {"title": "x"}}, "axis x without title and log"),
+        ({"lines": [{"name": "a"}]}, "a line without name and style"),
+        ({"lines": [{"name": "a", "style": "dash", "x": [1], "y": [1, 2]}]}, "line 'a' whose x, y and error"),
+        ({"lines": [{"name": "a", "style": "dash", "x": [1], "y": [float("inf")]}]}, "line 'a' whose x, y and error"),
+        ({"heat": {"title": "z"}}, "a heat map without title"),
+        ({"heat": {"title": "z", "x": [1], "y": [1], "z": [[1, 2]]}}, "z does not fit"),
+    ],
+)
+def test_a_broken_figure_is_one_sentence(change, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        render([], {"a/b": [Plot(Axis("x"), Axis("y")).to_dict() | change]})
+
+
+def test_a_report_that_cannot_be_written_is_one_sentence(ledger, tmp_path):
+    save(tmp_path, *ledger)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(ValueError, match=r"report\.html: cannot be written"):
+        write_report(tmp_path)
+    assert not list(tmp_path.glob(".report*"))
+
+
+# --- in Chromium ---
+
+QUIET = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = shutil.which("chromium")
+    if program is None:
+        missing = "no chromium on PATH: the page was not opened in a browser"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=program, args=[f"--{flag}" for flag in [*QUIET, "disable-sync"]]
+        )
+        yield running
+        running.close()
+
+
+class Visit:
+    """The report opened at a width in a theme; what the browser asked for and complained of."""
+
+    def __init__(self, browser, out, width=1440, scheme="light"):
+        phone = width < 500
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 844}, color_scheme=scheme, is_mobile=phone, has_touch=phone
+        )
+        self.page = self.context.new_page()
+        self.asked, self.complaints = [], []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto((out / "report.html").as_uri())
+
+    def close(self):
+        self.context.close()
+
+    def scroll_through(self):
+        """Down the page as a reader goes, until every figure is drawn."""
+        for number in range(self.page.locator(".plot").count()):
+            plot = f"document.querySelectorAll('.plot')[{number}]"
+            self.page.evaluate(f"{plot}.scrollIntoView({{behavior: 'instant'}})")
+            self.wait(f"{plot}.querySelector('.main-svg') !== null")
+        self.wait("document.documentElement.dataset.drawn === document.documentElement.dataset.figures")
+
+    def wait(self, condition):
+        """Until it is true; the page's policy forbids the polling that Playwright would put into it."""
+        for _ in range(500):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(20)
+        raise AssertionError(f"never came true: {condition}")
+
+
+@pytest.fixture(scope="module")
+def visit(browser, out):
+    """A visit for the tests that leave the page as they found it."""
+    with closing(Visit(browser, out)) as visit:
+        yield visit
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_opens_in_chromium(browser, out, ledger, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    with closing(Visit(browser, out, width, scheme)) as visit:
+        page = visit.page
+        visit.scroll_through()
+        plots = [plot for row in ledger[0] for plot in ledger[1][row["claim"]]]
+        assert page.locator(".plot").count() == len(plots)
+        layers = page.locator(".plot").evaluate_all(
+            "all => all.map(e => e.querySelectorAll('.main-svg .trace, .main-svg .hm image').length)"
+        )
+        assert all(layers)
+        assert sum(layers) >= sum(len(plot["lines"]) + (plot["heat"] is not None) for plot in plots)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator("summary").evaluate_all("all => all.forEach(e => { e.parentElement.open = true; })")
+        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious = [v for v in found if v["impact"] in ("serious", "critical")]
+        assert not [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in serious]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("window.pwned") is None
+        assert not visit.complaints
+        assert visit.asked == [(out / "report.html").as_uri()]
+
+
+def test_printing_draws_everything_and_the_theme_follows_system_button_and_printer(browser, out):
+    with closing(Visit(browser, out)) as visit:
+        page = visit.page
+        visit.wait("Boolean(window.Plotly)")
+        assert page.evaluate("document.documentElement.dataset.drawn") == "0"
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate("document.documentElement.dataset.drawn") == str(page.locator(".plot").count())
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+        light = page.evaluate(ink)
+        page.emulate_media(color_scheme="dark")
+        visit.wait(f"{ink} !== '{light}'")
+        dark = page.evaluate(ink)
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate(ink) == light
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(ink) == dark
+        page.get_by_role("button", name="Light mode").click()
+        assert page.evaluate(ink) == light
+        page.get_by_role("button", name="Dark mode").click()
+        assert page.evaluate(ink) == dark
+
+
+def test_the_keyboard_reaches_filter_claims_and_legend(browser, out):
+    with closing(Visit(browser, out)) as visit:
+        page = visit.page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.dataset.verdict") == "refuted":
+                break
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        page.keyboard.press("Space")
+        shown = page.locator("article.claim:visible")
+        assert [a.get_attribute("data-verdict") for a in shown.all()] == ["refuted"]
+        assert page.get_by_role("status").first.text_content() == "1 of 6 claims"
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "search"
+        page.keyboard.type("no such words")
+        assert shown.count() == 0
+        page.keyboard.press("Escape")
+        assert shown.count() == 1
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.closest('.keys') !== null"):
+                break
+        visit.wait("document.querySelector('article:not([hidden]) .plot .trace') !== null")
+        traces = page.locator("article.claim:visible .plot .scatterlayer .trace")
+        before = traces.count()
+        page.keyboard.press("Enter")
+        visit.wait("document.activeElement.ariaPressed === 'false'")
+        assert traces.count() == before - 1
+
+
+def test_hostile_words_do_nothing_under_the_pointer(visit):
+    page = visit.page
+    figure = page.locator("figure").last
+    figure.scroll_into_view_if_needed()
+    figure.locator(".plot .point").first.hover(force=True)
+    assert page.locator(".hoverlayer .hovertext").text_content().startswith("</script><img src=x")
+    assert page.locator("svg a, figure a, figure img").count() == 0
+    figure.locator("summary").click()
+    assert figure.locator("table").text_content().count("onerror=") >= 2
+    assert page.evaluate("window.pwned") is None
+
+
+def test_a_link_brings_back_a_claim_that_was_filtered_out(visit):
+    page = visit.page
+    page.locator("#filter [data-verdict=undecided]").click()
+    page.locator("#sentence-2 a.chip").click()
+    visit.wait("!document.getElementById('claim-l1--sgd-floor').hidden")
+    assert page.locator("article.claim:visible").count() == 6
+
+
+def test_downloads(visit):
+    page = visit.page
+    claim = page.locator("#claim-convergence--worst-case")
+    with page.expect_download() as saved:
+        claim.get_by_role("button", name="CSV").click()
+    assert saved.value.suggested_filename == "convergence--worst-case-1.csv"
+    head, first, *_ = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
+    assert head.startswith("number of steps N,measured on the hard instance,MR/√(N+1),")
+    assert first.startswith("1,0.70710678,")
+    with page.expect_download() as saved:
+        claim.get_by_role("button", name="SVG").click()
+    drawing = Path(saved.value.path()).read_text(encoding="utf-8")
+    assert drawing.startswith("<svg")
+    assert "best gap, M = R = 1" in drawing
+    assert not visit.complaints
