@@ -301,13 +301,14 @@ PHASE_RULES: dict[str, tuple[MakeRule, float | None]] = {
 
 
 def phase_diagrams(f: LeastSquares, steps: int) -> list[Plot]:
-    """log₁₀ of the tail mean norm over (η, λ) for each rule, with the predicted boundary."""
+    """log₁₀ of the tail mean norm over (η, λ) for each rule, blank where it diverged, with the predicted boundaries."""
     lrs, lams = np.geomspace(1e-3, 0.3, 28), np.geomspace(0.03, 300, 33) * f.critical_lam
+    ends = lams[[0, -1]] / f.critical_lam
     solution, chatter = predicted_norm(f, lams)
     plots = []
     for name, (rule, factor) in PHASE_RULES.items():
         run = simulate(f, rule(lr=lrs), penalty=L1(lams), steps=steps, tail=200, seeds=[0])
-        norm = np.log10(np.maximum(tail_mean(run.l1_norm)[..., 0], 1e-6))
+        norm = np.log10(np.maximum(tail_mean(run.l1_norm.where(run.diverged_at.isnull())), 1e-6))[..., 0]
         if factor is not None:
             edge = [lams[np.argmin(solution + factor * lr * chatter)] / f.critical_lam for lr in lrs]
             label = "predicted turn: beyond it a larger λ raises the norm"
@@ -316,6 +317,10 @@ def phase_diagrams(f: LeastSquares, steps: int) -> list[Plot]:
             edge = [lams[i] / f.critical_lam for i in meets]
             label = "where ηP/2 overtakes the exact norm"
         lines = [] if rule is Adagrad else [Line(label, lrs, edge)]
+        if rule is Gradient:
+            stable = lrs < 2 / f.constants.L
+            lines = [Line(label, lrs[stable], np.asarray(edge)[stable])]
+            lines.append(Line("ηL = 2: beyond it the run diverges", [2 / f.constants.L] * 2, ends, "dash"))
         plots.append(
             Plot(
                 Axis("step size η", log=True),
@@ -324,7 +329,7 @@ def phase_diagrams(f: LeastSquares, steps: int) -> list[Plot]:
                 Heat("log₁₀ ‖w‖₁", lrs, lams / f.critical_lam, norm.T.tolist()),
                 title=name,
                 says={
-                    "SGD": "Above the line the norm grows with λ, in proportion to η.",
+                    "SGD": "Above the line the norm grows with λ, in proportion to η; right of ηL = 2 it diverges.",
                     "heavy ball 0.9": "As SGD with some 2.45 times its chatter (a measured mean, not a law).",
                     "RMSProp": "Above the line only the floor ηP/2 is left: it does not depend on λ.",
                     "Adam": "As RMSProp, whose floor bounds Adam's from above.",
