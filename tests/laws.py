@@ -25,6 +25,10 @@ from nonsmooth.objectives import (
     Objective,
     PseudoHuber,
     Quadratic,
+    Quantile,
+    ReLURegression,
+    Spred,
+    TwoLayer,
 )
 from nonsmooth.objectives.finite_sum import QuadraticForm
 from nonsmooth.penalties import L1, ElasticNet, GroupLasso, Penalty, SquaredL2
@@ -109,6 +113,23 @@ def _margins(f: Any, w: torch.Tensor) -> torch.Tensor:
     return torch.tensor(f.y) * (torch.tensor(f.X) @ w)
 
 
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "softplus": torch.nn.functional.softplus}
+
+
+def _two_layers(f: TwoLayer, x: torch.Tensor) -> torch.Tensor:
+    W, a = x[: -f.hidden].reshape(f.hidden, -1), x[-f.hidden :]
+    return ACTIVATIONS[f.activation](torch.tensor(f.X) @ W.T) @ a
+
+
+def _spred(f: Spred, x: torch.Tensor) -> torch.Tensor:
+    u, v = x.reshape(2, -1)
+    return TORCH[type(f.objective)](f.objective, u * v)
+
+
+def _pinball(f: Quantile, r: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(f.tau * r, (f.tau - 1) * r).mean()
+
+
 def _max(f: Any, scores: torch.Tensor) -> torch.Tensor:
     return scores.max(0).values if f.ties == "first" else scores.amax()
 
@@ -127,6 +148,10 @@ TORCH = {  # every value once more, in the spelling whose derivative `grad` prom
     LeastSquares: lambda f, w: torch.nn.functional.mse_loss(torch.tensor(f.X) @ w, torch.tensor(f.y)),
     Logistic: lambda f, w: torch.nn.functional.soft_margin_loss(torch.tensor(f.X) @ w, torch.tensor(f.y)),
     Hinge: lambda f, w: torch.relu(1 - _margins(f, w)).mean(),
+    Quantile: lambda f, w: _pinball(f, torch.tensor(f.y) - torch.tensor(f.X) @ w),
+    ReLURegression: lambda f, w: torch.nn.functional.mse_loss(torch.relu(torch.tensor(f.X) @ w), torch.tensor(f.y)),
+    TwoLayer: lambda f, x: torch.nn.functional.mse_loss(_two_layers(f, x), torch.tensor(f.y)),
+    Spred: _spred,
     MaxLinear: lambda f, x: _max(f, torch.tensor(f.A) @ x + torch.tensor(f.b)),
     MaxQuadratic: lambda f, x: f.gamma * _max(f, x[: f.k]) + f.mu / 2 * (x**2).sum(),
 }

@@ -32,6 +32,10 @@ from nonsmooth.objectives import (
     Objective,
     PseudoHuber,
     Quadratic,
+    Quantile,
+    ReLURegression,
+    Spred,
+    TwoLayer,
     breast_cancer,
     diabetes,
     random_least_squares,
@@ -55,6 +59,28 @@ class OneAtZero(Absolute):
 class OneAtTheKink(Hinge):
     def grad(self, w):
         return -self._pull_back(np.where(self._margins(w) <= 1, self.y, 0.0))
+
+
+class FirstSideAtTheTie(Quantile):
+    def grad(self, w):
+        return -self._pull_back(np.where(self._residual(w) >= 0, self.tau, self.tau - 1))
+
+
+class OneAtZeroReLU(ReLURegression):
+    def grad(self, w):
+        z = self.X @ w
+        return 2 * self._pull_back(np.where(z >= 0, z - self.y, 0.0))
+
+
+class ForgetsTheOtherLayer(TwoLayer):
+    def grad(self, x):
+        g = super().grad(x)
+        return np.concatenate([g[: -self.hidden] / x[-1], g[-self.hidden :]])
+
+
+class Unswapped(Spred):
+    def grad(self, x):
+        return np.roll(super().grad(x), len(x) // 2)
 
 
 class LastWinner(MaxLinear):
@@ -131,6 +157,10 @@ def test_value_and_gradient_are_autograds(known):
         (SharesTheWin(*PLANES), [0.25, 0.0]),
         (TakesItAll(dim=3, k=2, ties="average"), [1.0, 1.0, 0.0]),
         (ForgetsTheTwo(*DATA), [1.0, 0.0]),
+        (FirstSideAtTheTie(*DATA), [1.0, 0.0]),
+        (OneAtZeroReLU(*DATA), [2.0, -1.0]),
+        (ForgetsTheOtherLayer(*DATA, hidden=1), [1.0, 2.0, 3.0]),
+        (Unswapped(Quadratic([1.0])), [2.0, 3.0]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Objective) else "",
 )
@@ -208,7 +238,16 @@ def test_a_wrong_minimiser_is_rejected():
 
 
 @pytest.mark.parametrize(
-    "f", [Quadratic([-1.0, 2.0]), MaxLinear([[3.0, 4.0]], [0.0]), Logistic(*DATA), Hinge(*DATA), Objective()], ids=repr
+    "f",
+    [
+        Quadratic([-1.0, 2.0]),
+        MaxLinear([[3.0, 4.0]], [0.0]),
+        Logistic(*DATA),
+        Hinge(*DATA),
+        ReLURegression(*DATA),
+        Objective(),
+    ],
+    ids=repr,
 )
 def test_no_minimiser_is_no_minimum(f):
     assert f.minimiser is None
@@ -227,6 +266,31 @@ def test_least_squares_minimiser_is_that_of_scikit_learn():
     for f in (TALL, diabetes()):
         np.testing.assert_allclose(f.minimiser, LinearRegression(fit_intercept=False).fit(f.X, f.y).coef_, rtol=1e-9)
     assert WIDE.minimum < 1e-25
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.5, 0.9])
+def test_quantile_minimiser_is_that_of_scikit_learn(tau):
+    from sklearn.linear_model import QuantileRegressor
+
+    f = Quantile(TALL.X, TALL.y, tau=tau)
+    theirs = QuantileRegressor(quantile=tau, alpha=0, fit_intercept=False).fit(f.X, f.y).coef_
+    assert f.minimum == pytest.approx(f.value(theirs), rel=1e-9)
+    assert f.minimum <= min(f.value(w) for w in f.minimiser + 0.1 * np.random.default_rng(0).standard_normal((99, 4)))
+
+
+def test_spred_with_half_the_ridge_is_the_lasso():
+    """min f(u⊙v) + (λ/2)(‖u‖² + ‖v‖²), by BFGS, has the value and the weights of the Lasso."""
+    lam, f = 0.5, Spred(TALL)
+    found = minimize(
+        lambda x: f.value(x) + lam / 2 * x @ x,
+        np.random.default_rng(0).standard_normal(8),
+        jac=lambda x: f.grad(x) + lam * x,
+        method="BFGS",
+        options={"gtol": 1e-10},
+    )
+    exact = lasso(TALL, lam)
+    np.testing.assert_allclose(f.product(found.x), exact, atol=1e-6)
+    assert found.fun == pytest.approx(TALL.value(exact) + lam * abs(exact).sum(), rel=1e-9)
 
 
 def test_max_linear_minimiser_carries_a_dual_certificate():
@@ -397,6 +461,13 @@ MESSAGES = {
     "dim": (lambda: Absolute(dim=0), "Absolute: dim must be a whole number, 1 or above, not 0."),
     "dim-2.0": (lambda: Huber(1.0, dim=2.0), "Huber: dim must be a whole number, 1 or above, not 2.0."),
     "k": (lambda: MaxQuadratic(dim=3, k=4), "MaxQuadratic: k must be between 1 and dim = 3, not 4."),
+    "tau": (lambda: Quantile(X, Y, tau=1.0), "Quantile: tau must be a number between 0 and 1, not 1."),
+    "hidden": (lambda: TwoLayer(X, Y, hidden=0), "TwoLayer: hidden must be a whole number, 1 or above, not 0."),
+    "activation": (
+        lambda: TwoLayer(X, Y, activation="gelu"),
+        "TwoLayer: activation must be one of relu, tanh, softplus, not 'gelu'.",
+    ),
+    "spred": (lambda: Spred(3.0), "Spred: objective must be one of nonsmooth's, not float."),
     "planes": (lambda: MaxLinear(np.eye(2), [0.0]), "MaxLinear: A has 2 rows and b 1 entries; give one b a row."),
     "flat-planes": (lambda: MaxLinear([1.0], [0.0]), "MaxLinear: A must have 2 dimension(s), not shape (1,)."),
     "ties": (

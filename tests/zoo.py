@@ -20,6 +20,10 @@ from nonsmooth.objectives import (
     Objective,
     PseudoHuber,
     Quadratic,
+    Quantile,
+    ReLURegression,
+    Spred,
+    TwoLayer,
     random_least_squares,
     subgradient_hard_instance,
 )
@@ -119,6 +123,29 @@ OBJECTIVES: dict[str, Known] = {
     "hinge-alike": Known(
         Hinge(*ALIKE), [(2.0,)], {"L": along([2], 1 - 1e-9, 1 + 1e-9), "G": along([1], 0, -3), "mu": along([1], 0, -3)}
     ),
+    "quantile": Known(
+        Quantile(*DATA, tau=0.75), [(1.0, 0.0), (0.0, -1.0), (0.5, 0.0)], {"L": ((1.0, 1e-9), (1.0, -1e-9))}
+    ),
+    "quantile-alike": Known(
+        Quantile(*ALIKE, tau=0.75),
+        [(2.0,)],
+        {"L": along([2], 1 - 1e-9, 1 + 1e-9), "G": along([1], 0, -3), "mu": along([1], 0, -3)},
+    ),
+    "relu-regression": Known(
+        ReLURegression(DATA[0], [-1.0, 0.0, -2.0, -0.5]),
+        [(2.0, -1.0), (1.0, 2.0)],
+        {"L": ((2.0, -1.0 - 1e-9), (2.0, -1.0 + 1e-9)), "mu": along([-1, -1], 1, 2)},
+    ),
+    "relu-regression-positive": Known(ReLURegression(*DATA), [(2.0, -1.0), (1.0, 2.0)]),
+    "relu-squared": Known(
+        ReLURegression(ALIKE[0], np.zeros(4)),
+        pairs={"L": along([1], 1, 2), "G": along([1], 1e7, 2e7), "mu": along([1], -1, -2)},
+    ),
+    "two-layer-relu": Known(TwoLayer(*DATA, hidden=2), [(2.0, -1.0, 1.0, 0.5, 1.0, 1.0)]),
+    "two-layer-tanh": Known(TwoLayer(*DATA, hidden=2, activation="tanh")),
+    "two-layer-softplus": Known(TwoLayer(*DATA, hidden=3, activation="softplus")),
+    "spred": Known(Spred(TALL)),
+    "spred-absolute": Known(Spred(Absolute(dim=2)), [(0.0, 1.0, 2.0, -1.0)]),
     "max-linear": Known(
         MaxLinear(*PLANES),
         [(0.25, 0.0), (1.0, -1.0), (0.5, -0.75)],

@@ -8,10 +8,12 @@ convexity), or a bound where the docstring says so; infinite where there is none
 and torch arrays alike.
 """
 
-from nonsmooth.objectives.finite_sum import Hinge, LeastSquares, Logistic
+from nonsmooth.objectives.finite_sum import Hinge, LeastSquares, Logistic, Quantile
 from nonsmooth.objectives.instances import breast_cancer, diabetes, random_least_squares, subgradient_hard_instance
 from nonsmooth.objectives.maximum import MaxLinear, MaxQuadratic
+from nonsmooth.objectives.networks import ReLURegression, TwoLayer
 from nonsmooth.objectives.objective import Constants, Objective
+from nonsmooth.objectives.reparametrised import Spred
 from nonsmooth.objectives.separable import Absolute, Huber, LogCosh, PseudoHuber, Quadratic
 
 __all__ = [
@@ -27,6 +29,10 @@ __all__ = [
     "Objective",
     "PseudoHuber",
     "Quadratic",
+    "Quantile",
+    "ReLURegression",
+    "Spred",
+    "TwoLayer",
     "breast_cancer",
     "diabetes",
     "random_least_squares",
