@@ -5,7 +5,9 @@ Tolerances scale with the numbers and the precision: `ROUNDINGS` of them, of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,19 @@ from nonsmooth.objectives import (
     TwoLayer,
 )
 from nonsmooth.objectives.finite_sum import QuadraticForm
-from nonsmooth.penalties import L1, ElasticNet, GroupLasso, Penalty, SquaredL2
+from nonsmooth.penalties import (
+    L1,
+    MCP,
+    SCAD,
+    ElasticNet,
+    GroupLasso,
+    LHalf,
+    Penalty,
+    Simplex,
+    SmoothedL1,
+    SparseGroupLasso,
+    SquaredL2,
+)
 from zoo import Library
 
 ROUNDINGS = 16
@@ -45,6 +59,14 @@ def size(x: Any) -> float:
     return float(np.max(np.abs(np.asarray(x)), initial=0.0))
 
 
+def apart(a: Any, b: Any) -> float:
+    """The largest difference; NaN and infinities must stand in the same places of both."""
+    a, b = np.asarray(a), np.asarray(b)
+    finite = np.isfinite(a) & np.isfinite(b)
+    np.testing.assert_array_equal(a[~finite], b[~finite])
+    return size(a[finite] - b[finite])
+
+
 def moreau(g: Penalty, p: np.ndarray, x: np.ndarray, t: Any) -> float:
     """g(p) + Σ(p − x)²/(2t)."""
     return float(g.value(p) + np.sum((p - x) ** 2 / (2 * t)))
@@ -54,30 +76,52 @@ def moreau(g: Penalty, p: np.ndarray, x: np.ndarray, t: Any) -> float:
 
 
 def prox_law(g: Penalty, x: Any, t: Any) -> None:
-    """p = prox(x, t) exactly when (x − p)/t ∈ ∂g(p), to rounding of |x|/t; library, precision and shape are x's."""
+    """p = prox(x, t) satisfies (x − p)/t ∈ ∂g(p), to rounding of |x|/t; library, precision and shape are x's.
+
+    For convex g nothing else does. The θ of a simplex carries the rounding of every coordinate to every other.
+    """
     xp = array_namespace(x)
     p = g.prox(x, t)
     v = (x - p) / t
     gap = g.subdiff_distance(p, v)
     assert p.dtype == gap.dtype == x.dtype
     assert p.shape == gap.shape == x.shape
-    assert bool(xp.all(gap <= eps(x) * (xp.abs(x) / t + xp.max(xp.abs(v)))))
+    scale = xp.abs(x) / t
+    scale = xp.max(scale) if isinstance(g, Simplex) else scale
+    assert bool(xp.all(gap <= eps(x) * (scale + xp.max(xp.abs(v)))))
 
 
 def prox_minimises(g: Penalty, x: np.ndarray, t: Any) -> None:
-    """F(q) ≥ F(p) + Σ(q − p)²/(2t) for every q, F = g + Σ(· − x)²/(2t): the objective is 1-strongly convex in 1/t."""
+    """F(q) ≥ F(p) for every q, F = g + Σ(· − x)²/(2t).
+
+    For convex g the objective is 1-strongly convex in the metric 1/t: F(q) ≥ F(p) + Σ(q − p)²/(2t).
+    """
     rng = np.random.default_rng(0)
     p = g.prox(x, t)
-    near = (p + s * np.sqrt(t) * rng.standard_normal(x.shape) for s in (1e-4, 1e-2, 1.0) for _ in range(20))
-    for q in (x, np.zeros_like(x), 0.5 * p, *near):
-        low, high = moreau(g, p, x, t) + np.sum((q - p) ** 2 / (2 * t)), moreau(g, q, x, t)
+    best = moreau(g, p, x, t)
+    assert np.isfinite(best)
+    near = [p + s * np.sqrt(t) * rng.standard_normal(x.shape) for s in (1e-4, 1e-2, 1.0) for _ in range(20)]
+    for q in (x, np.zeros_like(x), 0.5 * p, *near, *(g.prox(z, 1.0) for z in near), *elsewhere(g, x, p)):
+        low, high = best + (np.sum((q - p) ** 2 / (2 * t)) if g.convex else 0.0), moreau(g, q, x, t)
         assert low <= high + eps(x) * abs(high)
+
+
+def elsewhere(g: Penalty, x: np.ndarray, p: np.ndarray) -> Iterator[np.ndarray]:
+    """Far from p, where another valley may be: one coordinate between 0 and x; x on the support of some point."""
+    for i, s in product(np.ndindex(x.shape), np.linspace(0, 1, 11)):
+        q = p.copy()
+        q[i] = s * x[i]
+        yield q
+    for z in np.random.default_rng(0).standard_normal((20, *x.shape)):
+        yield np.where(g.prox(z, 1.0) == 0, 0.0, x)
 
 
 def firmly_non_expansive(g: Penalty, x: np.ndarray, z: np.ndarray, t: Any) -> None:
     """‖p − q‖² ≤ ⟨p − q, x − z⟩ in the metric 1/t, for p = prox(x), q = prox(z)."""
-    d, e = g.prox(x, t) - g.prox(z, t), x - z
-    assert np.sum(d * d / t) <= np.sum(d * e / t) + eps(x) * np.sum(e * e / t)
+    p, q = g.prox(x, t), g.prox(z, t)
+    d, e = p - q, x - z
+    rounding = eps(x) * (abs(x) + abs(z) + abs(p) + abs(q))
+    assert np.sum(d * d / t) <= np.sum(d * e / t) + np.sum(rounding * (abs(d) + abs(e)) / t)
 
 
 def certificate_law(g: Penalty, x: np.ndarray, v: np.ndarray) -> None:
@@ -87,9 +131,22 @@ def certificate_law(g: Penalty, x: np.ndarray, v: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     tries = [*(x + s * rng.standard_normal(x.shape) for s in (1e-3, 1.0, 1e3) for _ in range(20)), g.prox(x + v, 1.0)]
     slack = min(
-        g.value(z) - g.value(x) - np.sum(v * (z - x)) + eps(x) * (g.value(z) + size(v) * size(z)) for z in tries
+        g.value(z) - g.value(x) - np.sum(v * (z - x)) + eps(x) * (g.value(z) + size(v) * np.sum(abs(z))) for z in tries
     )
     assert inside == bool(slack >= 0)
+
+
+def certificate_is_the_descent(g: Penalty, x: np.ndarray, v: np.ndarray, h: float = 2.0**-20) -> None:
+    """In each coordinate the distance from v to ∂g(x) is how fast g − ⟨v, ·⟩ falls along ±e_i, 0 where it rises.
+
+    This is what Fréchet's subdifferential of a sum over coordinates is, and it is to h.
+    """
+    falls = np.zeros(x.shape)
+    for i, sign in product(np.ndindex(x.shape), (1, -1)):
+        z = x.copy()
+        z[i] += sign * h
+        falls[i] = max(falls[i], sign * v[i] - (g.value(z) - g.value(x)) / h)
+    assert apart(g.subdiff_distance(x, v), falls) <= 1e-5 * (1 + size(v))
 
 
 def distance_attained(g: Penalty, x: np.ndarray, v: np.ndarray, nearest: np.ndarray) -> None:
@@ -101,12 +158,21 @@ def distance_attained(g: Penalty, x: np.ndarray, v: np.ndarray, nearest: np.ndar
 # ── gradients ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _norms(g: GroupLasso, x: torch.Tensor) -> torch.Tensor:
+def _norms(g: GroupLasso | SparseGroupLasso, x: torch.Tensor) -> torch.Tensor:
     if g.groups is None:
         rows = x.movedim(g.dim, 0).reshape(x.shape[g.dim], -1)
     else:
         rows = [x[torch.tensor(g.groups) == label] for label in sorted(set(g.groups))]
     return sum(torch.linalg.vector_norm(row) * (len(row) ** 0.5 if g.scale_by_size else 1.0) for row in rows)
+
+
+def _mcp(u: torch.Tensor, lam: float, gamma: float) -> torch.Tensor:
+    return torch.where(u <= gamma * lam, lam * u - u**2 / (2 * gamma), gamma * lam**2 / 2)
+
+
+def _scad(u: torch.Tensor, lam: float, a: float) -> torch.Tensor:
+    bent = (2 * a * lam * u - u**2 - lam**2) / (2 * (a - 1))
+    return torch.where(u <= lam, lam * u, torch.where(u <= a * lam, bent, lam**2 * (a + 1) / 2))
 
 
 def _margins(f: Any, w: torch.Tensor) -> torch.Tensor:
@@ -138,7 +204,12 @@ TORCH = {  # every value once more, in the spelling whose derivative `grad` prom
     L1: lambda g, x: g.lam * (x if g.weights is None else torch.tensor(g.weights) * x).abs().sum(),
     SquaredL2: lambda g, x: g.lam * (x**2).sum(),
     ElasticNet: lambda g, x: g.lam * x.abs().sum() + g.ridge * (x**2).sum(),
+    SmoothedL1: lambda g, x: g.lam * (torch.sqrt(x**2 + g.delta**2) - g.delta).sum(),
     GroupLasso: lambda g, x: g.lam * _norms(g, x),
+    SparseGroupLasso: lambda g, x: g.lam * x.abs().sum() + g.group_lam * _norms(g, x),
+    MCP: lambda g, x: _mcp(x.abs(), g.lam, g.gamma).sum(),
+    SCAD: lambda g, x: _scad(x.abs(), g.lam, g.a).sum(),
+    LHalf: lambda g, x: g.lam * x.abs().sqrt().sum(),
     Absolute: lambda f, x: torch.abs(x).sum(),
     Huber: lambda f, x: torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="sum", delta=f.delta),
     PseudoHuber: lambda f, x: (f.delta**2 * (torch.sqrt(1 + (x / f.delta) ** 2) - 1)).sum(),
@@ -164,7 +235,7 @@ def gradient_is_autograds(f: Any, x: np.ndarray) -> None:
     (expected,) = torch.autograd.grad(twin, point)
     assert abs(f.value(x) - twin.item()) <= eps(x) * (1 + abs(twin.item()))
     assert f.grad(x).shape == x.shape
-    assert size(f.grad(x) - expected.numpy()) <= eps(x) * (1 + size(expected))
+    assert apart(f.grad(x), expected.numpy()) <= eps(x) * (1 + size(expected.nan_to_num()))
 
 
 def gradient_is_the_slope(f: Any, x: np.ndarray) -> None:
@@ -239,7 +310,8 @@ def agrees_with_numpy(library: Library, x: np.ndarray, *methods: Any) -> None:
             assert array_namespace(got) is array_namespace(given)
             assert got.dtype == given.dtype
             assert tuple(got.shape) == expected.shape
-            assert size(np.asarray(got) - expected) <= ROUNDINGS * eps(got) * (1 + size(expected) + size(x))
+            scale = 1 + size(x) + size(np.nan_to_num(expected, posinf=0))
+            assert apart(got, expected) <= ROUNDINGS * eps(got) * scale
 
 
 def stays_on_device(method: Any, *shapes: tuple[int, ...]) -> None:

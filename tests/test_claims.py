@@ -13,22 +13,32 @@ import xarray as xr
 import nonsmooth.claims  # noqa: F401
 from nonsmooth.claims import reproduce as running
 from nonsmooth.claims.problems import lasso_path, least_squares_draws
+from nonsmooth.claims.texts import TEXTS
 from nonsmooth.ledger import ABSTRACT, CLAIMS, Evidence, claim, equals, read_rows
 from nonsmooth.objectives import diabetes
 from nonsmooth.penalties import L1
 from nonsmooth.simulation import minimise
 
-THEMES = {"convergence": 1, "l1": 2, "rmsprop": 3, "edge": 4}
+THEMES = {"convergence": 1, "l1": 2, "rmsprop": 3, "edge": 4, "autodiff": 5, "literature": 5}
 
 
 def test_there_are_claims_on_each_theme_and_their_ids_say_which():
-    assert len(CLAIMS) >= 12
+    assert len(CLAIMS) >= 35
     for name, this in CLAIMS.items():
         theme, rest = name.split("/")
         assert this.sentence == THEMES[theme] and re.fullmatch(r"[a-z0-9-]+", rest)
         assert this.says.endswith(".") and this.source and this.mutants
         assert "master" in this.parameters, "every experiment can be drawn afresh"
-    assert {this.sentence for this in CLAIMS.values()} == {1, 2, 3, 4}
+    assert {this.sentence for this in CLAIMS.values()} == {1, 2, 3, 4, 5}
+
+
+def test_every_text_points_at_claims_that_exist():
+    assert len(TEXTS) >= 10 and len({(text.citation, text.section) for text in TEXTS}) == len(TEXTS)
+    for text in TEXTS:
+        assert text.evidence and set(text.evidence) <= CLAIMS.keys(), text.citation
+        assert text.says.endswith(".") and text.remark.endswith(".")
+    shown = {claim for text in TEXTS for claim in text.evidence}
+    assert {claim for claim in CLAIMS if claim.startswith("literature/")} <= shown
 
 
 def test_no_verdict_is_refuted_and_at_most_a_fifth_are_undecided(reproduced):

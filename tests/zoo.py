@@ -27,7 +27,23 @@ from nonsmooth.objectives import (
     random_least_squares,
     subgradient_hard_instance,
 )
-from nonsmooth.penalties import L1, ElasticNet, GroupLasso, Penalty, SquaredL2
+from nonsmooth.penalties import (
+    L0,
+    L1,
+    MCP,
+    NM,
+    SCAD,
+    Box,
+    ElasticNet,
+    GroupLasso,
+    LHalf,
+    NonNegative,
+    Penalty,
+    Simplex,
+    SmoothedL1,
+    SparseGroupLasso,
+    SquaredL2,
+)
 
 
 def over(table: Mapping[str, Any]) -> list[Any]:
@@ -50,6 +66,22 @@ PENALTIES: dict[str, tuple[Penalty, tuple[int, ...]]] = {
     "group-sized": (GroupLasso(0.5, groups=(0, 0, 1, 1, 1, 1), scale_by_size=True), (6,)),
     "group-each": (GroupLasso(0.75), (6,)),
     "group-zero": (GroupLasso(0.0), (4, 3)),
+    "smoothed-l1": (SmoothedL1(0.75, delta=0.5), (6,)),
+    "sparse-group": (SparseGroupLasso(0.25, 0.5), (4, 3)),
+    "sparse-group-labels": (SparseGroupLasso(0.5, 0.25, groups=(7, 3, 7, 7, 5, 3), scale_by_size=True), (6,)),
+    "mcp": (MCP(0.75, gamma=2.0), (6,)),
+    "scad": (SCAD(0.75, a=2.5), (6,)),
+    "l0": (L0(0.75), (6,)),
+    "l-half": (LHalf(0.75), (6,)),
+    "box": (Box(-0.5, 1.0), (6,)),
+    "box-above": (Box(low=0.25), (6,)),
+    "box-below": (Box(high=-0.25), (6,)),
+    "box-point": (Box(0.5, 0.5), (6,)),
+    "non-negative": (NonNegative(), (6,)),
+    "simplex": (Simplex(radius=1.5), (6,)),
+    "simplex-matrix": (Simplex(), (4, 3)),
+    "two-four": (NM(2, 4), (3, 8)),
+    "one-two": (NM(1, 2, dim=0), (4, 3)),
 }
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 
 from nonsmooth.objectives import LeastSquares, random_least_squares
+from nonsmooth.penalties import L1
 from nonsmooth.rules import Rule
 
-__all__ = ["PAPER", "MakeRule", "lasso_path", "least_squares_draws", "start_draws", "tail_mean"]
+__all__ = ["PAPER", "MakeRule", "lasso_minimum", "lasso_path", "least_squares_draws", "start_draws", "tail_mean"]
 
 MakeRule = Callable[..., Rule]
 """A rule's class, to be given its step."""
@@ -58,3 +59,13 @@ def lasso_path(f: LeastSquares, lams: np.ndarray) -> np.ndarray:
 
     alphas, _, coefficients = lars_path(f.X, f.y, method="lasso")
     return np.stack([np.interp(lams / 2, alphas[::-1], path[::-1]) for path in coefficients], axis=1)
+
+
+def lasso_minimum(f: LeastSquares, lam: float) -> float:
+    """F* of the Lasso, from the exact path.
+
+    >>> lasso_minimum(LeastSquares(np.eye(2), [3.0, 0.1]), 9.0)
+    4.505
+    """
+    w = lasso_path(f, np.array([lam]))[0]
+    return float(f.value(w) + L1(lam).value(w))

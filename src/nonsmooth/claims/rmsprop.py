@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nonsmooth.claims.problems import PAPER, MakeRule, lasso_path, least_squares_draws, tail_mean
+from nonsmooth.claims.problems import PAPER, MakeRule, lasso_path, least_squares_draws, start_draws, tail_mean
 from nonsmooth.ledger import Evidence, at_least, claim, equals, where
-from nonsmooth.objectives import LeastSquares
+from nonsmooth.objectives import LeastSquares, MaxLinear, Quadratic
 from nonsmooth.penalties import L1, Penalty, SquaredL2
 from nonsmooth.plots import Axis, Line, Plot
-from nonsmooth.rules import Gradient, RMSProp, Rule
-from nonsmooth.simulation import simulate
+from nonsmooth.rules import Adagrad, Adam, Gradient, RMSProp, Rule
+from nonsmooth.simulation import Moment, simulate
 
 
 @claim(
@@ -178,6 +178,202 @@ def ranking_reverses(
                     Line("equal", scan, scan**0, "dash"),
                 ],
                 says="Left of the crossing SGD is better, right of it RMSProp: λ against 1 decides.",
+            )
+        ],
+    )
+
+
+@claim(
+    "rmsprop/one-weight-law",
+    says="One weight under λ|w| and a constant data gradient c bounces under RMSProp at mean |w| = (η/2)(1 + c²/λ²)/"
+    "√(1 − c²/λ²): λ enters only through c/λ.",
+    source="our statement: √v settles at √(λ² − c²)",
+    sentence=3,
+    relation=equals(within=0.05),
+    mutants={"SGD, whose law has λ in it": {"rule": Gradient, "starts": 4}},
+    full={"starts": 200},
+)
+def one_weight_law(
+    rule: MakeRule = RMSProp,
+    slopes: Sequence[float] = (90**-0.5, 5**-0.5, 0.8**0.5),
+    lams: Sequence[float] = (10.0, 1000.0),
+    lr: float = 1e-3,
+    starts: int = 20,
+    steps: int = 20_000,
+    master: int = 0,
+) -> Evidence:
+    x0 = start_draws(starts, master, -0.1, 0.1)
+
+    def norms(r: float) -> Any:
+        """For each λ and start, under a data gradient c = rλ."""
+        runs = [
+            simulate(MaxLinear([[r * lam]], [0.0]), rule(lr=lr), penalty=L1(lam), x0=x0, steps=steps, tail=10_000)
+            for lam in lams
+        ]
+        return np.stack([tail_mean(run.l1_norm) for run in runs])
+
+    law = lambda r: lr / 2 * (1 + r * r) / np.sqrt(1 - r * r)  # noqa: E731
+    scan = np.linspace(0.05, 0.95, 10) + 1e-3 * 2**0.5
+    curve = np.array([norms(float(r)).mean(axis=1) for r in scan])
+    return Evidence(
+        "tail mean |w|",
+        np.concatenate([norms(r) for r in slopes]),
+        np.repeat([law(r) for r in slopes], len(lams)),
+        [f"c = {r:.3g} λ, λ = {lam:g}" for r in slopes for lam in lams],
+        holds_when=where("|c|/λ", scan, (np.abs(curve / law(scan)[:, None] - 1) < 0.05).all(axis=1)) + f", η = {lr:g}",
+        plots=[
+            Plot(
+                Axis("|c|/λ"),
+                Axis("mean |w| over η"),
+                [
+                    *(Line(f"measured, λ = {lam:g}", scan, curve[:, i] / lr, "markers") for i, lam in enumerate(lams)),
+                    Line("the law", scan, law(scan) / lr, "dash"),
+                ],
+                says="A hundred times the λ, the same bounce.",
+            )
+        ],
+    )
+
+
+@claim(
+    "rmsprop/adam-floor-independent-of-lambda",
+    says="Adam's norm beyond the critical λ does not depend on λ either, and is proportional to η; its size depends on "
+    "the start, at some fraction of ηP/2.",
+    source=PAPER.format(3) + "; our statement for Adam",
+    sentence=3,
+    relation=equals(within=0.25),
+    mutants={"SGD, whose norm is proportional to λ": {"rule": Gradient, "problems": 4}},
+    full={"problems": 100},
+)
+def adam_floor(
+    rule: MakeRule = Adam,
+    multiples: Sequence[float] = (10.0, 100.0, 1000.0),
+    lrs: Sequence[float] = (1e-4, 1e-3),
+    problems: int = 20,
+    steps: int = 20_000,
+    master: int = 0,
+) -> Evidence:
+    """Starts at 0.1 of the default size, so that the smaller step has reached its bounce."""
+    samples, sizes = [], []
+    for i, f in enumerate(least_squares_draws(problems, master)):
+        x0 = 0.1 * np.random.default_rng([master, i]).standard_normal(f.shape)
+        run = simulate(
+            f, rule(lr=lrs), penalty=L1(np.asarray(multiples) * f.critical_lam), x0=x0, steps=steps, tail=2000
+        )
+        share = tail_mean(run.l1_norm) / (np.asarray(lrs)[:, None] * f.shape[0] / 2)
+        samples.append([share[1, -1] / share[1, 0], share[1, 1] / share[0, 1]])
+        sizes.append(share[1])
+    shares = np.array(sizes)
+    return Evidence(
+        "ratio of two floors, each over ηP/2",
+        np.transpose(samples),
+        1.0,
+        [f"λ = {multiples[-1]:g} over {multiples[0]:g} critical λ", f"η = {lrs[1]:g} over η = {lrs[0]:g}"],
+        holds_when=f"λ ≥ {multiples[0]:g} critical λ; over problems and starts the floor was {shares.min():.2f} to "
+        f"{shares.max():.2f} of ηP/2",
+        plots=[
+            Plot(
+                Axis("λ over the critical λ", log=True),
+                Axis("tail mean ‖w‖₁ over ηP/2", log=True),
+                [
+                    Line("Adam, one point a problem", np.repeat(multiples, problems), shares.T.ravel(), "markers"),
+                    Line("RMSProp's law", multiples, np.ones(len(multiples)), "dash"),
+                ],
+                says="λ does not move it; the start does.",
+            )
+        ],
+    )
+
+
+@claim(
+    "rmsprop/scale-invariance",
+    says="RMSProp, Adam and Adagrad follow the same path when loss and penalty are multiplied by any number: what sets "
+    "their floor is the ratio of the data's gradient to λ, never λ itself. SGD's path changes.",
+    source="Kingma & Ba 2015, section 2.1 (invariance to rescaling of the gradients)",
+    sentence=3,
+    relation=equals(within=0.0, absolute=True),
+    mutants={"SGD": {"names": ("SGD",)}},
+)
+def scale_invariance(
+    names: Sequence[str] = ("RMSProp", "Adam", "Adagrad"),
+    factor: float = 2.0**20,
+    problems: int = 5,
+    steps: int = 1000,
+    master: int = 0,
+) -> Evidence:
+    """ε = 0 and a power of two, so that no rounding differs: the difference must be exactly 0."""
+    rules: dict[str, Rule] = {
+        "RMSProp": RMSProp(lr=1e-2, eps=0.0),
+        "Adam": Adam(lr=1e-2, eps=0.0),
+        "Adagrad": Adagrad(lr=1e-1, eps=0.0),
+        "SGD": Gradient(lr=1e-9),
+    }
+    samples = []
+    for name in names:
+        row = []
+        for f in least_squares_draws(problems, master):
+            large = LeastSquares(f.X * factor**0.5, f.y * factor**0.5)
+            lam = 0.5 * f.critical_lam
+            ends = [
+                simulate(g, rules[name], penalty=L1(strength), steps=steps, tail=1, seeds=[master]).x_final.values
+                for g, strength in ((f, lam), (large, lam * factor))
+            ]
+            row.append(np.abs(ends[0] - ends[1]).max())
+        samples.append(row)
+    return Evidence(
+        f"largest difference between weights after {steps} steps",
+        samples,
+        0.0,
+        list(names),
+        holds_when=f"ε = 0; loss and penalty times {factor:.3g}. With the default ε = 1e-8, as long as √v ≫ 1e-8",
+    )
+
+
+def own_step(m: Moment) -> Any:
+    """|D|/|g|: the step size that an adaptive rule took, on the line."""
+    return (abs(m.step) / abs(m.g_before)).sum()
+
+
+@claim(
+    "rmsprop/tunes-itself-to-the-edge",
+    says="On a quadratic of any curvature h, RMSProp's own step η/√v grows as the gradients shrink until h times it is "
+    "2, the threshold of plain gradient descent, and stays there.",
+    source="Cohen et al. 2022 (adaptive edge of stability); our statement for one weight",
+    sentence=3,
+    relation=equals(within=0.05),
+    mutants={"SGD, whose step stays what it is": {"rule": Gradient}},
+    full={"starts": 100},
+)
+def tunes_itself(
+    rule: MakeRule = RMSProp,
+    curvatures: Sequence[float] = (0.1, 1.0, 1e3, 1e6),
+    lr: float = 1e-3,
+    starts: int = 10,
+    steps: int = 20_000,
+    master: int = 0,
+) -> Evidence:
+    x0 = start_draws(starts, master, 0.05, 0.5)
+    samples, paths = [], []
+    for h in curvatures:
+        run = simulate(Quadratic([h]), rule(lr=lr), x0=x0, steps=steps, record=(own_step,))
+        samples.append(h * run.own_step.isel(step=slice(-2000, None)).mean("step").values)
+        paths.append(h * run.own_step.isel(start=0).values[::20])
+    shown = np.arange(1, steps + 1, 20)
+    return Evidence(
+        "curvature times the step taken, tail mean",
+        samples,
+        2.0,
+        [f"h = {h:g}" for h in curvatures],
+        holds_when=f"h from {min(curvatures):g} to {max(curvatures):g}, η = {lr:g}, one weight",
+        plots=[
+            Plot(
+                Axis("step"),
+                Axis("h |D|/|g|"),
+                [
+                    *(Line(f"h = {h:g}", shown, p) for h, p in zip(curvatures, paths, strict=True)),
+                    Line("2", [1, steps], [2, 2], "dash"),
+                ],
+                says="Whatever the curvature, the step finds the edge by itself.",
             )
         ],
     )
