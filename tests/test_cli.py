@@ -94,9 +94,9 @@ def test_wrong_input_ends_in_one_sentence(tmp_path, arguments, says):
         (
             'name = "L1"',
             'name = "L7"',
-            r"there is no penalty 'L7'; choose from ElasticNet, GroupLasso, L1, SquaredL2\.",
+            r"there is no penalty 'L7'; choose from Box, ElasticNet, GroupLasso, L0, L1, ",
         ),
-        ('name = "RMSProp"', 'name = "__import__"', r"there is no rule '__import__'; choose from Adagrad, "),
+        ('name = "RMSProp"', 'name = "__import__"', r"there is no rule '__import__'; choose from ASGD, Adadelta, "),
         ("steps = 50", "stepz = 50", r"\[run\] has no setting 'stepz'; it takes steps, seeds, "),
         ("p = 5", "q = 5", r"random_least_squares: got an unexpected keyword argument 'q'\."),
         ("lr = [1e-3, 1e-4]", "lr = -1.0", r"RMSProp: lr must be a finite number above 0, not -1\."),

@@ -251,8 +251,8 @@ def cures_compared(
 
 @claim(
     "l1/minibatch-zeros-flicker",
-    says="Under minibatches the proximal map's zeros flicker: a weight that is zero in the solution leaves 0 whenever "
-    "a batch's gradient exceeds λ, at any step size, so that a decaying step does not help. Dual averaging (RDA), whose "
+    says="Under minibatches the proximal map's zeros flicker: a weight that is zero in the solution leaves 0 when a "
+    "batch's gradient exceeds λ, at any step size, so that a decaying step does not help. Dual averaging (RDA), whose "
     "gradient is a mean over all batches, keeps them.",
     source="Xiao 2010 (RDA); theory: the cure",
     sentence=2,
