@@ -141,13 +141,13 @@ def phase_diagrams(f: LeastSquares, steps: int) -> list[Plot]:
     sentence=2,
     relation=equals(within=0.15),
     mutants={"the proximal map in place of autograd's gradient": {"penalty_by": "prox", "dimensions": (20,)}},
-    full={"problems": 30},
+    full={"problems": 100},
 )
 def turning_point(
     penalty_by: Any = "autograd",
     dimensions: Sequence[int] = (20, 60, 150),
     relative_lr: float = 0.2,
-    problems: int = 8,
+    problems: int = 24,
     steps: int = 4000,
     phase_steps: int = 3000,
     master: int = 0,

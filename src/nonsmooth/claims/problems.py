@@ -22,12 +22,12 @@ PAPER = "arXiv 2401.08426, abstract, sentence {}"
 def least_squares_draws(
     count: int, master: int, n: int = 50, p: int = 20, support: int | None = None
 ) -> list[LeastSquares]:
-    """`count` Gaussian least-squares problems; another master seed gives others.
+    """`count` Gaussian least-squares problems; another master seed gives others, and no start shares its stream.
 
     >>> len(least_squares_draws(3, master=0))
     3
     """
-    return [random_least_squares(n, p, seed=10_000 * master + i, support=support) for i in range(count)]
+    return [random_least_squares(n, p, seed=10_000 * (master + 1) + i, support=support) for i in range(count)]
 
 
 def start_draws(count: int, master: int, low: float, high: float) -> xr.DataArray:

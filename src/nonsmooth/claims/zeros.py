@@ -253,12 +253,12 @@ def cures_compared(
     "l1/minibatch-zeros-flicker",
     says="Under minibatches the proximal map's zeros flicker: a weight that is zero in the solution leaves 0 when a "
     "batch's gradient exceeds λ, at any step size, so that a decaying step does not help. Dual averaging (RDA), whose "
-    "gradient is a mean over all batches, keeps them.",
+    "gradient is a mean over all batches, all but ends it.",
     source="Xiao 2010 (RDA); theory: the cure",
     sentence=2,
     relation=at_most(),
     bears="limits",
-    mutants={"prox SGD with a constant step": {"name": "prox SGD", "problems": 4}},
+    mutants={"prox SGD with a step of 1/√t": {"name": "prox SGD, 1/√t", "problems": 4}},
     full={"problems": 40},
 )
 def zeros_flicker(
@@ -267,10 +267,10 @@ def zeros_flicker(
     batch: int = 10,
     problems: int = 10,
     steps: int = 20_000,
-    least: float = 0.01,
+    most: float = 0.1,
     master: int = 0,
 ) -> Evidence:
-    """Over the last 2000 steps, at most 1 % of the visits of weights that are zero (strictly) may be off zero."""
+    """Over the last 2000 steps, a weight that is zero (strictly) may be off zero a tenth as often as under prox SGD."""
     shares: dict[str, list[float]] = {"RDA": [], "prox SGD": [], "prox SGD, 1/√t": []}
     for f in least_squares_draws(problems, master):
         L, lam = f.constants.L, multiple * f.critical_lam
@@ -296,9 +296,9 @@ def zeros_flicker(
             )
             shares[kind].append(float((run.x.values[0][:, dead] != 0).mean()))
     return Evidence(
-        "share of late visits off zero",
-        [shares[name]],
-        least,
+        "late steps off zero, over those of prox SGD with a constant step",
+        [np.divide(shares[name], shares["prox SGD"])],
+        most,
         [name],
         holds_when=f"λ = {multiple:g} critical λ, batches of {batch} of 50, |∂f| < 0.9 λ: "
         + ", ".join(f"{kind} {np.mean(found):.1%}" for kind, found in shares.items()),
