@@ -26,10 +26,10 @@ from nonsmooth.simulation import simulate
     relation=equals(within=0.3),
     bears="limits",
     mutants={"a constant step": {"decaying": False, "problems": 4}},
-    full={"problems": 40},
+    full={"problems": 200},
 )
 def decay_removes_the_floor(
-    decaying: bool = True, problems: int = 10, steps: int = 40_000, master: int = 0
+    decaying: bool = True, problems: int = 40, steps: int = 40_000, master: int = 0
 ) -> Evidence:
     early = steps // 16
     falls = []
