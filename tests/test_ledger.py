@@ -151,6 +151,7 @@ def test_where_puts_a_scan_into_words(mask, words):
         (["for supported", "limits supported"], "holds, within limits"),
         (["for supported", "limits refuted"], "holds"),
         (["for supported", "for undecided"], "holds, not all decided"),
+        (["for supported", "for undecided", "limits supported"], "holds within limits, not all decided"),
         (["for undecided"], "undecided"),
         (["for supported", "for refuted"], "holds in part"),
         (["for refuted", "for undecided"], "does not hold as said"),

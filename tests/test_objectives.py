@@ -20,6 +20,7 @@ from laws import (
     minimum_law,
     stays_on_device,
 )
+from nonsmooth.claims.performance import TIGHT
 from nonsmooth.objectives import (
     Absolute,
     Constants,
@@ -40,6 +41,7 @@ from nonsmooth.objectives import (
     diabetes,
     random_least_squares,
     subgradient_hard_instance,
+    subgradient_last_iterate_instance,
 )
 from zoo import ALIKE, DATA, LIBRARIES, OBJECTIVES, PLANES, TALL, WIDE, over, points
 
@@ -397,6 +399,22 @@ def test_the_subgradient_method_is_as_slow_as_its_bound(n, gap, M, R):
         values.append(f.value(x))
     assert min(values) - f.minimum == pytest.approx(M * R / np.sqrt(n + 1), rel=1e-9)
     assert (min(values) - f.minimum) / (M * R) == pytest.approx(gap, abs=5e-6)
+
+
+@pytest.mark.parametrize("n", [1, *TIGHT["subgradient, last iterate"]])
+@pytest.mark.parametrize(("M", "R"), [(1.0, 1.0), (2.0, 3.0)])
+def test_the_last_iterate_is_as_bad_as_its_bound(n, M, R):
+    f, x = subgradient_last_iterate_instance(n, M, R), np.zeros(n + 1)
+    np.testing.assert_allclose(np.linalg.norm(f.A[:-1], axis=1), M, rtol=1e-12)
+    values = [f.value(x)]
+    for j in range(n):
+        assert f.grad(x).tolist() == f.A[j].tolist()  # the pieces take turns, through ties
+        x = x - R / (M * np.sqrt(n + 1)) * f.grad(x)
+        values.append(f.value(x))
+    worst = TIGHT["subgradient, last iterate"].get(n, 5 / 4 / 2**0.5)
+    assert (values[-1] - f.minimum) / (M * R) == pytest.approx(worst, abs=1e-5)
+    assert values == sorted(values)
+    assert np.linalg.norm(f.minimiser) <= R * (1 + 1e-6)
 
 
 def test_no_combination_of_its_subgradients_does_better():

@@ -34,7 +34,7 @@ RUN = ("steps", "seeds", "x0", "penalty_by", "batch_size", "record", "every", "t
 """The settings that [run] may name."""
 
 PARTS: dict[str, ModuleType] = {"objective": objectives, "rule": rules, "penalty": penalties}
-ABSTRACT = {"Constants", "Objective", "Penalty", "Rule"}
+ABSTRACT = {"Constants", "FiniteSum", "Objective", "Penalty", "Rule", "Separable"}
 LOSSES: dict[str, type[FiniteSum]] = {"Logistic": Logistic, "Hinge": Hinge}
 AXES: dict[str, Callable[..., np.ndarray]] = {"geomspace": np.geomspace, "linspace": np.linspace}
 

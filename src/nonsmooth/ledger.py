@@ -348,9 +348,9 @@ def sentence_verdict(rows: Iterable[Mapping[str, Any]], sentence: int) -> str:
         return "does not hold as said" if "supported" not in speaking else "holds in part"
     if "supported" not in speaking:
         return "undecided"
-    if "undecided" in speaking:
-        return "holds, not all decided"
     limited = any(row["bears"] == "limits" and row["verdict"] == "supported" for row in mine)
+    if "undecided" in speaking:
+        return "holds within limits, not all decided" if limited else "holds, not all decided"
     return "holds, within limits" if limited else "holds"
 
 

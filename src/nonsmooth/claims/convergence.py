@@ -64,7 +64,7 @@ def constant_step_raises_f(
         raised.values,
         0.5,
         [f"η = {lr:g}" for lr in lrs],
-        holds_when=f"x₀ mod η is none of {{{', '.join(f'{v:g}η' for v in never)}}} (16 places tried)",
+        holds_when=f"x₀ mod η is not {' or '.join(f'{v:g} η' if v else '0' for v in never)} (16 places tried)",
         plots=[
             Plot(
                 Axis("step"),

@@ -69,8 +69,7 @@ def balance_law(
         np.transpose(ratios),
         1.0,
         [f"λ = {m:g} critical λ" for m in multiples],
-        holds_when=where("steps averaged", lengths, worst < 0.005)
-        + f"; the deviation falls as 1/T, to {worst[-1]:.0e}",
+        holds_when=where("T", lengths, worst < 0.005) + f"; the deviation falls as 1/T, to {worst[-1]:.0e}",
         plots=[
             Plot(
                 Axis("steps averaged T", log=True),

@@ -49,8 +49,8 @@ TEXTS: tuple[Text, ...] = (
         "An L1 penalty leaves more parameters near zero than an L2 penalty before pruning.",
         "in part",
         ("literature/more-lambda-fewer-small-weights", "l1/larger-penalty-larger-norm"),
-        "Up to a λ. Beyond it a larger penalty leaves fewer weights below a fixed threshold, since their bounce widens "
-        "with ηλ.",
+        "More of them up to a λ (L2 is not compared here). Beyond it a larger penalty leaves fewer weights below a "
+        "fixed threshold, since their bounce widens with ηλ.",
     ),
     Text(
         "Liu, Li, Shen, Huang, Yan & Zhang 2017, Learning efficient convolutional networks through network slimming",
@@ -67,7 +67,7 @@ TEXTS: tuple[Text, ...] = (
         "The analysis of stochastic gradient methods starts from an objective with a Lipschitz continuous gradient.",
         "disagree",
         ("literature/no-finite-l", "convergence/gradient-norm-does-not-vanish"),
-        "Not of an L1 penalty or a ReLU network: the constant that the descent lemma would need grows as 1/η, and the "
+        "Not on |x| or the Lasso: the constant that the descent lemma would need grows as 1/η, and the "
         "gradient norm whose vanishing is proved does not vanish.",
     ),
     Text(
@@ -95,6 +95,7 @@ TEXTS: tuple[Text, ...] = (
         "The subgradient method is no descent method; the best point must be kept; a constant step ends within ηG²/2.",
         "agree",
         (
+            "literature/subgradient-texts-are-right",
             "convergence/constant-step-raises-f",
             "convergence/constant-step-bound",
             "convergence/last-iterate-worst-case",

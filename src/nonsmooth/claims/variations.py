@@ -137,7 +137,7 @@ def adagrad_has_no_floor(
     "if η⁺ = ρη with ρ ≥ ½. Cut more sharply, it is left behind, and only many steps at the new size bring it back.",
     source="our statement: |w|/(λη) ≤ 1/ρ reproduces itself exactly when ρ ≥ ½",
     sentence=2,
-    relation=at_most(slack=1e-9),
+    relation=at_most(),
     mutants={"sharper cuts, ρ = 0.3 and 0.1": {"ratios": (0.3, 0.1)}},
     full={"starts": 2000},
 )

@@ -8,17 +8,24 @@ convexity), or a bound where the docstring says so; infinite where there is none
 and torch arrays alike.
 """
 
-from nonsmooth.objectives.finite_sum import Hinge, LeastSquares, Logistic, Quantile
-from nonsmooth.objectives.instances import breast_cancer, diabetes, random_least_squares, subgradient_hard_instance
+from nonsmooth.objectives.finite_sum import FiniteSum, Hinge, LeastSquares, Logistic, Quantile
+from nonsmooth.objectives.instances import (
+    breast_cancer,
+    diabetes,
+    random_least_squares,
+    subgradient_hard_instance,
+    subgradient_last_iterate_instance,
+)
 from nonsmooth.objectives.maximum import MaxLinear, MaxQuadratic
 from nonsmooth.objectives.networks import ReLURegression, TwoLayer
 from nonsmooth.objectives.objective import Constants, Objective
 from nonsmooth.objectives.reparametrised import Spred
-from nonsmooth.objectives.separable import Absolute, Huber, LogCosh, PseudoHuber, Quadratic
+from nonsmooth.objectives.separable import Absolute, Huber, LogCosh, PseudoHuber, Quadratic, Separable
 
 __all__ = [
     "Absolute",
     "Constants",
+    "FiniteSum",
     "Hinge",
     "Huber",
     "LeastSquares",
@@ -31,10 +38,12 @@ __all__ = [
     "Quadratic",
     "Quantile",
     "ReLURegression",
+    "Separable",
     "Spred",
     "TwoLayer",
     "breast_cancer",
     "diabetes",
     "random_least_squares",
     "subgradient_hard_instance",
+    "subgradient_last_iterate_instance",
 ]

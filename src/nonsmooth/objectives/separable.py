@@ -11,12 +11,16 @@ from array_api_compat import array_namespace
 from nonsmooth.hyperparameters import Array, Positive, like
 from nonsmooth.objectives.objective import Constants, Objective, need_ndim
 
-__all__ = ["Absolute", "Huber", "LogCosh", "PseudoHuber", "Quadratic"]
+__all__ = ["Absolute", "Huber", "LogCosh", "PseudoHuber", "Quadratic", "Separable"]
 
 
 @dataclass(frozen=True)
 class Separable(Objective):
-    """f(x) = Σ h(xᵢ) over P = `dim` coordinates, with its minimum at 0."""
+    """f(x) = Σ h(xᵢ) over P = `dim` coordinates, with its minimum at 0.
+
+    >>> Absolute(dim=3).minimiser.tolist()
+    [0.0, 0.0, 0.0]
+    """
 
     dim: int = field(default=1, kw_only=True)
 
