@@ -1,4 +1,4 @@
-"""The page: what it says, what it refuses, and how it behaves in a real browser."""
+"""The page: what it says and what it refuses. How it behaves in a browser: test_report_browser.py."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import base64
 import gzip
 import hashlib
 import json
-import os
 import re
-import shutil
-from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
+from nonsmooth.claims.texts import TEXTS, Text
 from nonsmooth.ledger import (
     ABSTRACT,
     Claim,
@@ -28,7 +26,7 @@ from nonsmooth.ledger import (
     sentence_verdict,
     write_rows,
 )
-from nonsmooth.plots import Axis, Heat, Line, Plot
+from nonsmooth.plots import Axis, Heat, Line, Plot, Table
 from nonsmooth.report import render, write_report
 from nonsmooth.report.cases import relation_of, table
 
@@ -74,7 +72,10 @@ def rates(power: float = 0.5) -> Evidence:
     ]
     plot = Plot(Axis("number of steps N", log=True), Axis("best gap, M = R = 1", log=True), lines, says="Attained.")
     cases = [f"N = {k}" for k in n]
-    return Evidence("best gap", 1 / (n + 1) ** power, 1 / np.sqrt(n + 1), cases, "every N tried, 1 to 300", [plot])
+    gaps = [["the hard instance, whose maximum takes the first of the winners", int(k), 1 / (k + 1) ** 0.5] for k in n]
+    table = Table(["instance", "N", "gap"], [*gaps, ["=1+1", 3, float("nan")]], "The gaps", "Not all are numbers.")
+    shown: list = [table, plot]
+    return Evidence("best gap", 1 / (n + 1) ** power, 1 / np.sqrt(n + 1), cases, "every N tried, 1 to 300", shown)
 
 
 def methods(scale: float = 1.0) -> Evidence:
@@ -100,7 +101,17 @@ def hostile(low: float = 0.0) -> Evidence:
         Line("$x$ <b>not bold</b>", [0.0, 1.0], [1.0, 2.0]),
     ]
     plot = Plot(Axis(HOSTILE), Axis(HOSTILE, log=True), lines, title=HOSTILE, says=HOSTILE)
-    return Evidence(HOSTILE, [low, 2.0], [0.0, 0.0], [HOSTILE, "plain"], HOSTILE, [plot])
+    shown: list = [Table([HOSTILE, "n"], [[HOSTILE, 1.0], ["$x$ <b>not bold</b>", HOSTILE]], HOSTILE, HOSTILE), plot]
+    return Evidence(HOSTILE, [low, 2.0], [0.0, 0.0], [HOSTILE, "plain"], HOSTILE, shown)
+
+
+SAYINGS = (
+    Text("Alpha 2001, On floors", "section 1", "Floors grow.", "agree", ("l1/sgd-floor", "l1/not-there"), "They do."),
+    Text("Beta 2002, On norms", "section 2", "They are alike.", "disagree", ("rmsprop/refuted",), "They are not."),
+    Text(HOSTILE, HOSTILE, HOSTILE, "in part", ("convergence/worst-case", f"zoo/{HOSTILE}"), HOSTILE),
+    Text("Gamma 2003, On nothing", "section 4", "Nothing.", "agree", ("l1/not-there",), "Nothing was run."),
+)
+"""All judgements, a claim that is not there, one that is refuted, hostile words."""
 
 
 def rows_and_figures():
@@ -138,16 +149,7 @@ def ledger():
 
 @pytest.fixture(scope="module")
 def page_text(ledger):
-    return render(*ledger)
-
-
-@pytest.fixture(scope="module")
-def out(ledger, tmp_path_factory):
-    """The folder of a run, with its report."""
-    folder = tmp_path_factory.mktemp("out")
-    save(folder, *ledger)
-    write_report(folder)
-    return folder
+    return render(*ledger, SAYINGS)
 
 
 class Seen(HTMLParser):
@@ -182,14 +184,64 @@ def test_the_abstract_at_a_glance(ledger, page_text):
         assert sentence_verdict(ledger[0], number) in part
         assert "#icon-" in part
     assert "not tested yet" in glance
-    limits = glance[glance.index("Claims that limit it") :]
+    limits = glance[glance.index("1 claim limits it") :]
     assert "rmsprop/three-floors" in limits.partition("</ul>")[0]
+    counts = re.sub(r"<[^>]*>|\s+", " ", glance[glance.index('id="sentence-3"') :])
+    assert re.search(r" 1 claim speaks for it +1 refuted .* 1 claim limits it +1 supported ", counts)
+
+
+def parts_of_texts(page_text):
+    found = page_text[page_text.index('id="texts"') :].partition("</section>")[0]
+    return [" ".join(re.sub(r"<[^>]*>", " ", part).split()) for part in found.split('<li class="text-entry">')[1:]]
+
+
+def test_what_the_literature_says_with_sign_word_and_claims(page_text):
+    alpha, beta, strange, gamma = parts_of_texts(page_text)
+    assert alpha.startswith("Alpha 2001, On floors, section 1 the claims agree It says: Floors grow. They do.")
+    assert "l1/sgd-floor , supported" in alpha and alpha.endswith("l1/not-there not run")
+    assert "the claims disagree" in beta and "1 of these claims was not supported in this run" in beta
+    assert "the claims agree in part" in strange and "zoo/&lt;/script&gt;" in strange
+    assert "not tested in this run" in gamma and "agree" not in gamma
+    section = page_text[page_text.index('id="texts"') :].partition("</section>")[0]
+    signs = re.findall(r'<span class="badge (\w+)"><svg[^>]*><use href="#icon-(\w+)"', section)
+    assert signs == [("supported",) * 2, ("refuted",) * 2, ("mixed",) * 2, ("untested",) * 2]
+
+
+def test_every_link_of_the_page_has_its_place(page_text):
+    seen = Seen(page_text)
+    places = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
+    assert len(places) == len(set(places))
+    assert {a["href"][1:] for _, a in seen.tags if a.get("href", "").startswith("#")} <= set(places)
+    assert page_text.count('href="#texts"') == 2  # from sentence 5 and from the contents
+
+
+def test_the_section_on_texts_needs_one_claim_of_theirs(ledger, page_text):
+    rows, figures = ledger
+    others = [row for row in rows if row["claim"].startswith("edge/")]
+    for page in (render(rows, figures), render(others, figures, SAYINGS), render([], {}, TEXTS)):
+        assert 'href="#texts"' not in page and 'id="texts"' not in page
+
+
+def test_a_table_is_a_table_with_its_numbers_to_four_digits(ledger, page_text):
+    found = page_text[page_text.index('<figure class="tabled">') :].partition("</figure>")[0]
+    assert (
+        '<th scope="col">instance</th><th scope="col" class="num">N</th><th scope="col" class="num">gap</th>' in found
+    )
+    assert "0.7071" in found and "not finite" in found
+    assert found.count("<tr>") == 1 + 7
+    assert render(ledger[0], {"convergence/worst-case": []}).count("<figure") == 0
+
+
+def test_rows_of_a_table_fit_its_columns():
+    with pytest.raises(ValueError, match=r"Table: row 2 has 1 cells for 2 columns\."):
+        Table(["a", "b"], [["x", 1], ["y"]])
+    assert Table(["a"], [[np.float64(1.5)], [np.inf]]).to_dict()["rows"] == [[1.5], [None]]
 
 
 def test_same_rows_same_page_and_order_of_rows_does_not_matter_between_themes(ledger, page_text):
     rows, figures = ledger
-    assert render(rows, figures) == page_text
-    assert render(sorted(rows, key=lambda row: row["claim"][0] == "c"), figures) == page_text
+    assert render(rows, figures, SAYINGS) == page_text
+    assert render(sorted(rows, key=lambda row: row["claim"][0] == "c"), figures, SAYINGS) == page_text
 
 
 def test_a_claim_without_a_stored_figure_says_so(ledger):
@@ -205,12 +257,13 @@ def test_nothing_is_loaded_and_nothing_hostile_is_markup(ledger, page_text):
     links = [attrs["href"] for _, attrs in seen.tags if "href" in attrs]
     assert all(link.startswith("#") or link == "data:," for link in links)
     kinds = [attrs.get("type") for tag, attrs in seen.tags if tag == "script"]
-    assert kinds == ["application/json", "text/plain", None]
-    plots, plotly, script = re.findall(r"<script[^>]*>(.*?)</script>", page_text, flags=re.S)
-    assert not set("<>&\u2028") & set(plots)
+    assert kinds == ["application/json", "application/json", "text/plain", None]
+    plots, tables, plotly, script = re.findall(r"<script[^>]*>(.*?)</script>", page_text, flags=re.S)
+    assert not set("<>&\u2028") & set(plots + tables)
     drawn = json.loads(plots)
     assert [plot["title"] for plot in drawn][-1] == HOSTILE
-    assert len(drawn) == sum(map(len, ledger[1].values()))
+    assert len(drawn) + len(json.loads(tables)) == sum(map(len, ledger[1].values()))
+    assert json.loads(tables)[-1]["rows"][0] == [HOSTILE, 1.0]
     assert b"plotly.js" in gzip.decompress(base64.b64decode(plotly))[:40]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page_text
@@ -279,6 +332,7 @@ def figure(text):
         (figure(b"{}"), "is not a list of figures"),
         (figure(b"[1]"), "figure 1 is not one of nonsmooth.plots.Plot (not an object)"),
         (figure(b'[{"x": 1}]'), "'x' of the wrong kind"),
+        (figure(b'[{"columns": 1}]'), "figure 1 is not one of nonsmooth.plots.Table ('columns' of the wrong kind)"),
     ],
 )
 def test_a_broken_file_is_one_sentence_and_the_earlier_report_stays(damage, says, ledger, tmp_path):
@@ -308,193 +362,26 @@ def test_a_broken_figure_is_one_sentence(change, says):
         render([], {"a/b": [Plot(Axis("x"), Axis("y")).to_dict() | change]})
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"columns": []}, "columns that are not titles"),
+        ({"columns": ["a", 1]}, "columns that are not titles"),
+        ({"rows": [["x", 1.0], ["y"]]}, "row 2 does not fit the columns"),
+        ({"rows": ["xy"]}, "row 1 does not fit the columns"),
+        ({"rows": [["x", True]]}, "row 1 has a cell that is neither text nor a number"),
+        ({"rows": [["x", float("inf")]]}, "row 1 has a cell that is neither text nor a number"),
+        ({"says": None}, "'says' of the wrong kind"),
+    ],
+)
+def test_a_broken_table_is_one_sentence(change, says):
+    with pytest.raises(ValueError, match=re.escape(f"nonsmooth.plots.Table ({says})")):
+        render([], {"a/b": [Table(["a", "b"], [["x", 1.0]]).to_dict() | change]})
+
+
 def test_a_report_that_cannot_be_written_is_one_sentence(ledger, tmp_path):
     save(tmp_path, *ledger)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(ValueError, match=r"report\.html: cannot be written"):
         write_report(tmp_path)
     assert not list(tmp_path.glob(".report*"))
-
-
-# --- in Chromium ---
-
-QUIET = ["no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking", "disable-component-update"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium")
-    if program is None:
-        missing = "no chromium on PATH: the page was not opened in a browser"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=program, args=[f"--{flag}" for flag in [*QUIET, "disable-sync"]]
-        )
-        yield running
-        running.close()
-
-
-class Visit:
-    """The report opened at a width in a theme; what the browser asked for and complained of."""
-
-    def __init__(self, browser, out, width=1440, scheme="light"):
-        phone = width < 500
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 844}, color_scheme=scheme, is_mobile=phone, has_touch=phone
-        )
-        self.page = self.context.new_page()
-        self.asked, self.complaints = [], []
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto((out / "report.html").as_uri())
-
-    def close(self):
-        self.context.close()
-
-    def scroll_through(self):
-        """Down the page as a reader goes, until every figure is drawn."""
-        for number in range(self.page.locator(".plot").count()):
-            plot = f"document.querySelectorAll('.plot')[{number}]"
-            self.page.evaluate(f"{plot}.scrollIntoView({{behavior: 'instant'}})")
-            self.wait(f"{plot}.querySelector('.main-svg') !== null")
-        self.wait("document.documentElement.dataset.drawn === document.documentElement.dataset.figures")
-
-    def wait(self, condition):
-        """Until it is true; the page's policy forbids the polling that Playwright would put into it."""
-        for _ in range(500):
-            if self.page.evaluate(condition):
-                return
-            self.page.wait_for_timeout(20)
-        raise AssertionError(f"never came true: {condition}")
-
-
-@pytest.fixture(scope="module")
-def visit(browser, out):
-    """A visit for the tests that leave the page as they found it."""
-    with closing(Visit(browser, out)) as visit:
-        yield visit
-
-
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_opens_in_chromium(browser, out, ledger, width, scheme):
-    from axe_playwright_python.sync_playwright import Axe
-
-    with closing(Visit(browser, out, width, scheme)) as visit:
-        page = visit.page
-        visit.scroll_through()
-        plots = [plot for row in ledger[0] for plot in ledger[1][row["claim"]]]
-        assert page.locator(".plot").count() == len(plots)
-        layers = page.locator(".plot").evaluate_all(
-            "all => all.map(e => e.querySelectorAll('.main-svg .trace, .main-svg .hm image').length)"
-        )
-        assert all(layers)
-        assert sum(layers) >= sum(len(plot["lines"]) + (plot["heat"] is not None) for plot in plots)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.locator("summary").evaluate_all("all => all.forEach(e => { e.parentElement.open = true; })")
-        found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-        serious = [v for v in found if v["impact"] in ("serious", "critical")]
-        assert not [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in serious]
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.evaluate("window.pwned") is None
-        assert not visit.complaints
-        assert visit.asked == [(out / "report.html").as_uri()]
-
-
-def test_printing_draws_everything_and_the_theme_follows_system_button_and_printer(browser, out):
-    with closing(Visit(browser, out)) as visit:
-        page = visit.page
-        visit.wait("Boolean(window.Plotly)")
-        assert page.evaluate("document.documentElement.dataset.drawn") == "0"
-        page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        assert page.evaluate("document.documentElement.dataset.drawn") == str(page.locator(".plot").count())
-        page.evaluate("dispatchEvent(new Event('afterprint'))")
-        ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
-        light = page.evaluate(ink)
-        page.emulate_media(color_scheme="dark")
-        visit.wait(f"{ink} !== '{light}'")
-        dark = page.evaluate(ink)
-        page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        assert page.evaluate(ink) == light
-        page.evaluate("dispatchEvent(new Event('afterprint'))")
-        assert page.evaluate(ink) == dark
-        page.get_by_role("button", name="Light mode").click()
-        assert page.evaluate(ink) == light
-        page.get_by_role("button", name="Dark mode").click()
-        assert page.evaluate(ink) == dark
-
-
-def test_the_keyboard_reaches_filter_claims_and_legend(browser, out):
-    with closing(Visit(browser, out)) as visit:
-        page = visit.page
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.className") == "skip"
-        page.keyboard.press("Enter")
-        assert page.evaluate("document.activeElement.id") == "main"
-        for _ in range(60):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.dataset.verdict") == "refuted":
-                break
-        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-        page.keyboard.press("Space")
-        shown = page.locator("article.claim:visible")
-        assert [a.get_attribute("data-verdict") for a in shown.all()] == ["refuted"]
-        assert page.get_by_role("status").first.text_content() == "1 of 6 claims"
-        page.keyboard.press("Tab")
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.id") == "search"
-        page.keyboard.type("no such words")
-        assert shown.count() == 0
-        page.keyboard.press("Escape")
-        assert shown.count() == 1
-        for _ in range(30):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.closest('.keys') !== null"):
-                break
-        visit.wait("document.querySelector('article:not([hidden]) .plot .trace') !== null")
-        traces = page.locator("article.claim:visible .plot .scatterlayer .trace")
-        before = traces.count()
-        page.keyboard.press("Enter")
-        visit.wait("document.activeElement.ariaPressed === 'false'")
-        assert traces.count() == before - 1
-
-
-def test_hostile_words_do_nothing_under_the_pointer(visit):
-    page = visit.page
-    figure = page.locator("figure").last
-    figure.scroll_into_view_if_needed()
-    figure.locator(".plot .point").first.hover(force=True)
-    assert page.locator(".hoverlayer .hovertext").text_content().startswith("</script><img src=x")
-    assert page.locator("svg a, figure a, figure img").count() == 0
-    figure.locator("summary").click()
-    assert figure.locator("table").text_content().count("onerror=") >= 2
-    assert page.evaluate("window.pwned") is None
-
-
-def test_a_link_brings_back_a_claim_that_was_filtered_out(visit):
-    page = visit.page
-    page.locator("#filter [data-verdict=undecided]").click()
-    page.locator("#sentence-2 a.chip").click()
-    visit.wait("!document.getElementById('claim-l1--sgd-floor').hidden")
-    assert page.locator("article.claim:visible").count() == 6
-
-
-def test_downloads(visit):
-    page = visit.page
-    claim = page.locator("#claim-convergence--worst-case")
-    with page.expect_download() as saved:
-        claim.get_by_role("button", name="CSV").click()
-    assert saved.value.suggested_filename == "convergence--worst-case-1.csv"
-    head, first, *_ = Path(saved.value.path()).read_text(encoding="utf-8").splitlines()
-    assert head.startswith("number of steps N,measured on the hard instance,MR/√(N+1),")
-    assert first.startswith("1,0.70710678,")
-    with page.expect_download() as saved:
-        claim.get_by_role("button", name="SVG").click()
-    drawing = Path(saved.value.path()).read_text(encoding="utf-8")
-    assert drawing.startswith("<svg")
-    assert "best gap, M = R = 1" in drawing
-    assert not visit.complaints

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from nonsmooth.plots import Plot
+from nonsmooth.plots import Plot, Table
 
 __all__ = [
     "ABSTRACT",
@@ -160,7 +160,7 @@ class Evidence:
     predicted: Any
     cases: Sequence[str]
     holds_when: str = ""
-    plots: Sequence[Plot] = ()
+    plots: Sequence[Plot | Table] = ()
     data: Any = None
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a figure shows, as plain data: the report draws it, a test reads it, a user may draw it another way."""
+"""What a figure or a table shows, as plain data: the report draws it, a test reads it, a user may draw it again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["Axis", "Heat", "Line", "Plot"]
+__all__ = ["Axis", "Heat", "Line", "Plot", "Style", "Table"]
 
 Style = Literal["line", "dash", "markers"]
 
@@ -69,6 +69,31 @@ class Plot:
     heat: Heat | None = None
     title: str = ""
     says: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists, numbers and text alone; a number that is not finite is None."""
+        return _plain(asdict(self))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text and numbers under column titles, for what no axis carries; ValueError where a row does not fit.
+
+    Its dict, unlike a `Plot`'s, has `columns`.
+
+    >>> Table(["rule", "zeros"], [["prox SGD", 30], ["SGD", 0]], says="One has them.").to_dict()["rows"][0]
+    ['prox SGD', 30]
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float]]
+    title: str = ""
+    says: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows, 1):
+            if len(row) != len(self.columns):
+                raise ValueError(f"Table: row {number} has {len(row)} cells for {len(self.columns)} columns.")
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, numbers and text alone; a number that is not finite is None."""

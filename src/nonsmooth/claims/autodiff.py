@@ -7,13 +7,14 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from nonsmooth.claims.problems import PAPER
 from nonsmooth.claims.spellings import jax_derivative, jax_spellings, probe, table, torch_spellings
 from nonsmooth.kinks import KINKS, Kink, Returned
 from nonsmooth.ledger import Evidence, at_least, claim, equals
 from nonsmooth.objectives import subgradient_hard_instance
-from nonsmooth.plots import Axis, Line, Plot
+from nonsmooth.plots import Axis, Line, Plot, Style, Table
 
 RELU, IDENTITY, MAXIMUM = KINKS["max(x, 0)"], KINKS["x"], KINKS["max(x₁, x₂)"]
 PAIRS = {"JAX": ("x.max()", "x[argmax(x)]"), "torch": ("x.max()", "x.max(0).values")}
@@ -52,20 +53,36 @@ def smooth_at(kink: Kink, at: Sequence[float], derivative: Sequence[float]) -> K
 )
 def one_function_many_derivatives(at: float = 0.0, points: int = 10, master: int = 0) -> Evidence:
     found = by_framework(probe(RELU if at == 0 else smooth_at(RELU, [at], [float(at > 0)])))
-    groups = []
-    for name, rows in found.items():
-        values = {row.value: [r.spelling for r in rows if r.value == row.value] for row in rows}
-        groups.append(f"{name}: " + ", ".join(f"{v[0]:g} by {' and '.join(s)}" for v, s in sorted(values.items())))
     drawn = np.random.default_rng(master).uniform(0.1, 5.0, points) * np.resize([1.0, -1.0], points)
     away = [row for x in drawn for row in probe(smooth_at(RELU, [x], [float(x > 0)]))]
     agree = sum(row.inside for row in away)
+    spelled = table()
     return Evidence(
         "number of distinct derivatives of max(x, 0)",
         [len({row.value for row in rows}) for rows in found.values()],
         3.0,
         list(found),
-        holds_when=f"x is exactly 0 ({'; '.join(groups)}); at {points} other points {agree} of {len(away)} are right",
-        data=table(),
+        holds_when=f"x is exactly 0; at {points} other points {agree} of {len(away)} derivatives are right",
+        plots=[spellings_table(spelled)],
+        data=spelled,
+    )
+
+
+def spellings_table(spelled: xr.Dataset) -> Table:
+    """Every spelling of every function and what it returned at the kink; first those that no subgradient can be."""
+    columns = ("function", "spelling", "framework", "returned", "clarke", "inside")
+    rows = []
+    for function, spelling, framework, returned, clarke, inside in zip(*map(spelled.attrs.get, columns), strict=True):
+        at = ", ".join(f"{entry:g}" for entry in KINKS[function].at)
+        place = f"x = ({at})" if "," in at else f"x = {at}"
+        value = "0" if returned == "-0" else returned
+        rows.append([function, place, spelling, framework, value, clarke, "yes" if inside else "no"])
+    outside = [row for row in rows if row[-1] == "no"]
+    return Table(
+        ["function", "at", "spelling", "framework", "returned", "Clarke subdifferential", "inside"],
+        [*outside, *(row for row in rows if row[-1] == "yes")],
+        title="What each spelling returns at the kink",
+        says=f"{len(outside)} of {len(rows)} return what is not in the Clarke subdifferential; they come first.",
     )
 
 
@@ -86,13 +103,16 @@ def outside_the_clarke_subdifferential(
     others = [row for row in probe(IDENTITY) if row.spelling.removeprefix("nn.") != "relu(x) - relu(-x)"]
     told = ", ".join(f"{row.shown} by {row.spelling} in {row.framework}" for row in others)
     drawn = np.random.default_rng(master).standard_normal(points)
-    right, tried, lines = 0, 0, []
+    right, tried = 0, 0
+    lines: list[Line] = []
     for name, (spellings, derivative) in frameworks().items():
         h = spellings["x"]["relu(x) - relu(-x)"]
         right += sum(derivative(h, [x]) == (1.0,) for x in drawn)
         tried += points
         path = descent(lambda x, h=h: 0.5 * (h(x) - 1) ** 2, derivative, [0.0], lr=0.3, steps=steps)
-        lines.append(Line(f"through relu(x) − relu(−x), {name}", np.arange(steps + 1), 0.5 * (path[:, 0] - 1) ** 2))
+        style: Style = "markers" if lines else "line"  # on one another, and both to be seen
+        loss = 0.5 * (path[:, 0] - 1) ** 2
+        lines.append(Line(f"through relu(x) − relu(−x), {name}", np.arange(steps + 1), loss, style))
     plain = descent(lambda x: 0.5 * (x - 1) ** 2, jax_derivative, [0.0], lr=0.3, steps=steps)
     lines.append(Line("through x", np.arange(steps + 1), 0.5 * (plain[:, 0] - 1) ** 2, "dash"))
     return Evidence(
@@ -139,6 +159,7 @@ def ties_in_max(at: Sequence[float] = (1.0, 1.0), n: int = 12, points: int = 10,
     instance = subgradient_hard_instance(n)
     floor = float(instance.b[-1])
     apart, beside, lines, told = [], 0.0, [], []
+    styles: dict[str, Style] = {"JAX": "line", "torch": "markers"}  # on one another, and both to be seen
     for (name, rows), (framework, (spellings, derivative)) in zip(found.items(), frameworks().items(), strict=True):
         pair = [next(row for row in rows if row.spelling == spelling) for spelling in PAIRS[framework]]
         apart.append(float(np.linalg.norm(np.subtract(pair[0].value, pair[1].value))))
@@ -150,7 +171,7 @@ def ties_in_max(at: Sequence[float] = (1.0, 1.0), n: int = 12, points: int = 10,
             f = spellings["max(x₁, x₂)"][spelling]
             path = selected_descent(f, derivative, n + 1, floor, steps=n)
             best.append(np.minimum.accumulate(np.array([instance.value(x) for x in path]) - floor))
-            lines.append(Line(f"{spelling}, {framework}", np.arange(n + 1), best[-1]))
+            lines.append(Line(f"{spelling}, {framework}", np.arange(n + 1), best[-1], styles[framework]))
         told.append(
             f"{name}: {inside} the Clarke subdifferential, best gaps after {n} steps {best[0][-1]:.3f} and "
             f"{best[1][-1]:.3f}"
@@ -232,7 +253,7 @@ def exact_kinks_depend_on_precision(
                 Axis("share of exact zeros", log=True),
                 [
                     Line("rounded to so many bits", bits, np.where(rounded > 0, rounded, np.nan), "markers"),
-                    Line("proportional to 2^-bits", precision, scale * 0.5**precision, "dash"),
+                    Line("halved with each bit", precision, scale * 0.5**precision, "dash"),
                 ],
                 says="Each bit halves the share: beyond half precision an exact kink is an event that no run meets.",
             )

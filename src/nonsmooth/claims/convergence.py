@@ -335,7 +335,10 @@ def one_layer_relu(
             Plot(
                 Axis("step"),
                 Axis("f(w) − f*", log=True),
-                [Line(f"targets {y:g}", steps_shown, g) for y, g in zip((target, 0.0), curves, strict=True)],
+                [
+                    Line(f"targets {y:g}".replace("-", "−"), steps_shown, g)
+                    for y, g in zip((target, 0.0), curves, strict=True)
+                ],
                 title="How fast, on one problem (N = 15)",
                 says="With a kink the gap ends at 0 exactly, where its curve stops; without one it falls for ever.",
             ),

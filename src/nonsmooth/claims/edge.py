@@ -21,7 +21,7 @@ from nonsmooth.objectives import (
     breast_cancer,
 )
 from nonsmooth.penalties import L1
-from nonsmooth.plots import Axis, Line, Plot
+from nonsmooth.plots import Axis, Line, Plot, Table
 from nonsmooth.rules import Gradient, HeavyBall, Nesterov
 from nonsmooth.simulation import Moment, minimise, orbit_curvature, simulate
 
@@ -284,14 +284,15 @@ def momentum_orbits(
 ) -> Evidence:
     """log cosh at 1.3 times each threshold; the first `starts` of four times as many that end on such an orbit."""
     x0 = start_draws(4 * starts, master, 0.5, 5.0)
-    samples, predicted, cases, shares = [], [], [], []
+    samples, predicted, cases, ends = [], [], [], []
     for name, (rule, options, threshold) in ORBITS.items():
         made = rule(lr=beyond * threshold, **options)
         run = simulate(LogCosh(), made, x0=x0, steps=steps, tail=1000, record=("kappa", "x"))
         x = run.x.values[:, :, 0]
         on_orbit = np.abs(x[:, 2:] - x[:, :-2]).max(axis=1) < 1e-6
-        shares.append(f"{name} {on_orbit.mean():.0%}")
-        if on_orbit.sum() >= starts:
+        enough = on_orbit.sum() >= starts
+        ends.append([name, threshold, beyond * threshold, 100 * on_orbit.mean(), "yes" if enough else "no"])
+        if enough:
             samples.append(beyond * threshold * run.kappa.mean("step").values[on_orbit][:starts])
             predicted.append(threshold if own else 2.0)
             cases.append(name)
@@ -300,7 +301,15 @@ def momentum_orbits(
         samples,
         predicted,
         cases,
-        holds_when=f"log cosh at {beyond:g} times the threshold; starts that ended on one: {', '.join(shares)}",
+        holds_when=f"the run ends on an orbit of period 2: tried on log cosh at {beyond:g} times the threshold",
+        plots=[
+            Table(
+                ["rule", "threshold of ηL", "η tried (L = 1)", "starts that end on an orbit of period 2, %", "tested"],
+                ends,
+                title="Which rules end on an orbit of period 2",
+                says=f"Of {4 * starts} starts each; a rule is tested where {starts} of them do.",
+            )
+        ],
     )
 
 
@@ -332,14 +341,17 @@ def no_minimiser_no_orbit(
         late,
         0.0,
         [f"η = {b:g} × 2/L" for b in beyond],
-        holds_when="the data are separable; the loss rose for the last time at step "
-        + ", ".join(f"{t} (η = {b:g} × 2/L)" for t, b in zip(last, beyond, strict=True)),
+        holds_when="the data are separable; the loss "
+        + ", ".join(
+            f"rose last at step {t} (η = {b:g} × 2/L)" if t else f"never rose (η = {b:g} × 2/L)"
+            for t, b in zip(last, beyond, strict=True)
+        ),
         plots=[
             Plot(
                 Axis("step", log=True),
                 Axis("f(w)", log=True),
                 [Line(f"η = {b:g} × 2/L", shown, v[shown - 1]) for b, v in zip(beyond, run.value.values, strict=True)],
-                says="A rough start, then a descent that the size of the step no longer disturbs.",
+                says="The largest step is rough for a while; then all descend, whatever their size.",
             )
         ],
     )
@@ -354,8 +366,8 @@ def own_curvature(m: Moment) -> Any:
 @claim(
     "edge/sharpness-misses-the-threshold",
     says="Beyond the edge on Lipschitz functions κ̄ is at 2/η, and the sharpness λ₁ of the points visited is "
-    "not: it is 0 on the Huber function, a small part of 2/η on log cosh, and swings about a mean some per cent above "
-    "2/η on the breast cancer data.",
+    "not: it is 0 on the Huber function, a sixth or a quarter of 2/η on log cosh and pseudo-Huber, and swings about a "
+    "mean some per cent above 2/η on the breast cancer data.",
     source="our statement; " + PAPER.format(4),
     sentence=4,
     relation=at_least(),
@@ -391,24 +403,21 @@ def sharpness_misses(
         tops.append(sharpness.mean())
         bars.append(b * edge * float(orbit_curvature(run).mean()))
         cases.append(f"logistic, breast cancer, η = {b:g} × 2/λ₁")
-    place = np.arange(1, len(cases) + 1)
+    steps_tried = [f"η = {lr:g} on {name} (L = {f.constants.L:g})" for name, (f, lr) in chosen.items()]
+    if real:
+        steps_tried.append(f"η from {min(real):g} to {max(real):g} times 2/λ₁ of the minimiser on real data")
     return Evidence(
         "mean distance of η λ₁ from 2",
         samples,
         0.1,
         cases,
-        holds_when="means of ηλ₁ and of ηκ̄: "
-        + "; ".join(f"{c}: {t:.3g} and {b:.4g}" for c, t, b in zip(cases, tops, bars, strict=True)),
+        holds_when="the step is beyond the edge: " + ", ".join(steps_tried),
         plots=[
-            Plot(
-                Axis("case, in the order of the table"),
-                Axis("times η, mean over the tail"),
-                [
-                    Line("sharpness λ₁", place, tops, "markers"),
-                    Line("orbit curvature κ̄", place, bars, "markers"),
-                    Line("2", place, 0 * place + 2, "dash"),
-                ],
-                says="One of the two is at the threshold everywhere, and it is not the Hessian's.",
+            Table(
+                ["case", "mean η λ₁", "mean η κ̄"],
+                list(zip(cases, map(float, tops), bars, strict=True)),
+                title="Sharpness and orbit curvature, each times η",
+                says="One of the two is at 2 everywhere, and it is not the Hessian's; means over tail and starts.",
             )
         ],
     )

@@ -17,13 +17,15 @@ from typing import Any
 
 from nonsmooth.ledger import ABSTRACT, Verdict, read_rows, sentence_verdict
 from nonsmooth.report.cases import table
-from nonsmooth.report.numbers import prose, readable, setting, show
-from nonsmooth.report.rows import check_plots, check_rows
+from nonsmooth.report.numbers import align, prose, readable, setting, show
+from nonsmooth.report.rows import check_plots, check_rows, is_table
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
+
+    from nonsmooth.claims.texts import TEXTS, Text
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f"nonsmooth.report needs {missing.name}, which is not installed; run: pip install 'nonsmooth[lab]'"
@@ -37,7 +39,7 @@ THEMES = {
     "rmsprop": "RMSProp",
     "edge": "The edge of stability",
     "autodiff": "What automatic differentiation returns",
-    "literature": "What the literature says",
+    "literature": "Assumptions in the literature",
     "networks": "Networks",
 }
 """The themes in their order, by the prefix of a claim's id; others follow by name."""
@@ -46,12 +48,23 @@ COMBINED = {
     "holds": "supported",
     "holds, within limits": "supported",
     "holds, not all decided": "mixed",
+    "holds within limits, not all decided": "mixed",
     "holds in part": "mixed",
     "does not hold as said": "refuted",
     "undecided": "undecided",
     "not tested yet": "untested",
 }
 """The look of what `sentence_verdict` says."""
+
+READING = 5
+"""The sentence of the abstract that speaks of texts."""
+
+AGREEMENT = {
+    "agree": ("supported", "the claims agree"),
+    "disagree": ("refuted", "the claims disagree"),
+    "in part": ("mixed", "the claims agree in part"),
+}
+"""The look and the words of `Text.verdict`."""
 
 UNSAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
@@ -75,7 +88,7 @@ def write_report(out: Path) -> Path:
         for row in rows
         if isinstance(row["claim"], str) and (plots := _plots(out, row["claim"])) is not None
     }
-    html = render(rows, figures)
+    html = render(rows, figures, TEXTS)
     target = out / "report.html"
     beside = out / f".report.html.{os.getpid()}"
     try:
@@ -102,8 +115,15 @@ def _plots(out: Path, claim: str) -> list[dict[str, Any]] | None:
     return plots
 
 
-def render(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The page as text; `figures` maps a claim to its list of `Plot.to_dict()`. Same input, same page.
+def render(
+    rows: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Sequence[Mapping[str, Any]]],
+    texts: Sequence[Text] = (),
+) -> str:
+    """The page as text. Same input, same page.
+
+    `figures` maps a claim to the dicts of its `Plot`s and `Table`s; `texts` are set beside the claims that they name,
+    if one of these was run.
 
     Raises ValueError, in one sentence, for a row or a figure that lacks something.
 
@@ -126,7 +146,12 @@ def render(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Map
             header=_header(rows, claims),
             sentences=[_sentence(number, rows, claims) for number in ABSTRACT],
             themes=_themes(claims),
-            plots=Markup(_json([plot for claim in claims for plot in claim["plots"]])),
+            texts=_texts(texts, claims),
+            reading=READING,
+            plots=Markup(_json([plot for claim in claims for plot in claim["plots"] if plot["kind"] == "plot"])),
+            tables=Markup(
+                _json([plot["raw"] for claim in claims for plot in claim["plots"] if plot["kind"] == "table"])
+            ),
         )
     )
 
@@ -157,7 +182,8 @@ def _claims(
                 "noisy": any(case.noise for case in cases),
                 "missed": missed,
                 "drawn": plots is not None,
-                "plots": [_plot(plot, stem, i) for i, plot in enumerate(plots or [])],
+                "plots": [(_table if is_table(plot) else _plot)(plot, stem, i) for i, plot in enumerate(plots or [])],
+                "panels": sum(not is_table(plot) for plot in plots or []),
                 "settings": {name: setting(value) for name, value in row["parameters"].items()},
             }
         )
@@ -173,7 +199,28 @@ def _plot(plot: Mapping[str, Any], stem: str, index: int) -> dict[str, Any]:
     drawn["label"] = ". ".join(part.rstrip(".") for part in (title, says, axes) if part) + "."
     drawn["file"] = f"{stem}-{index + 1}"
     drawn["claim"] = stem
+    drawn["kind"] = "plot"
     return drawn
+
+
+def _table(table: Mapping[str, Any], stem: str, index: int) -> dict[str, Any]:
+    """A table as the template writes it: numbers to four digits, their points in line; `raw` is what is saved."""
+    file = f"{stem}-{index + 1}"
+    columns = [[row[i] for row in table["rows"]] for i in range(len(table["columns"]))]
+    numeric = [bool(column) and not any(isinstance(cell, str) for cell in column) for column in columns]
+    texts = [
+        align([show(cell) for cell in column]) if number else [c if isinstance(c, str) else show(c) for c in column]
+        for column, number in zip(columns, numeric, strict=True)
+    ]
+    return {
+        "kind": "table",
+        "title": table["title"],
+        "says": table["says"],
+        "file": file,
+        "head": list(zip(table["columns"], numeric, strict=True)),
+        "rows": [list(zip(cells, numeric, strict=True)) for cells in zip(*texts, strict=True)],
+        "raw": {"file": file, "head": table["columns"], "rows": table["rows"]},
+    }
 
 
 def _rounded(value: Any) -> Any:
@@ -208,9 +255,40 @@ def _sentence(number: int, rows: Sequence[Mapping[str, Any]], claims: Sequence[d
         "text": ABSTRACT[number],
         "verdict": verdict,
         "look": COMBINED.get(verdict, "undecided"),
-        "speak": [claim for claim in mine if claim["bears"] == "for"],
-        "limit": [claim for claim in mine if claim["bears"] == "limits"],
+        "bearings": [
+            {"words": words, "claims": bearing, "counts": _counts(bearing)}
+            for *words, bears in (
+                ("claim speaks for it", "claims speak for it", "for"),
+                ("claim limits it", "claims limit it", "limits"),
+            )
+            if (bearing := [claim for claim in mine if claim["bears"] == bears])
+        ],
     }
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {str(verdict): sum(row["verdict"] == verdict for row in rows) for verdict in Verdict}
+
+
+def _texts(texts: Sequence[Text], claims: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each text with the claims it names, run or not; nothing where none of them was run."""
+    run = {claim["claim"]: claim for claim in claims}
+    if not any(name in run for text in texts for name in text.evidence):
+        return []
+    shown = []
+    for text in texts:
+        found = [run[name] for name in text.evidence if name in run]
+        look, word = AGREEMENT[text.verdict] if found else ("untested", "not tested in this run")
+        shown.append(
+            {
+                "text": text,
+                "look": look,
+                "word": word,
+                "evidence": [(name, run.get(name)) for name in text.evidence],
+                "open": sum(claim["verdict"] != Verdict.SUPPORTED for claim in found),
+            }
+        )
+    return shown
 
 
 def _header(rows: Sequence[Mapping[str, Any]], claims: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -224,7 +302,7 @@ def _header(rows: Sequence[Mapping[str, Any]], claims: Sequence[dict[str, Any]])
     options = {row["command"].partition(f"--only '{row['claim']}'")[2] for row in rows}
     return {
         "claims": len(rows),
-        "counts": {str(verdict): sum(row["verdict"] == verdict for row in rows) for verdict in Verdict},
+        "counts": _counts(rows),
         "date": _date(newest),
         "iso": newest,
         "versions": {package: " and ".join(numbers) for package, numbers in versions.items()},

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from nonsmooth.ledger import ABSTRACT, Verdict
 
-__all__ = ["check_plots", "check_rows"]
+__all__ = ["check_plots", "check_rows", "is_table"]
 
 NUMBER = (int, float)
 ROW: dict[str, Any] = {
@@ -34,6 +34,7 @@ ROW: dict[str, Any] = {
     "finished": str,
     "command": str,
 }
+TABLE: dict[str, Any] = {"columns": list, "rows": list, "title": str, "says": str}
 PLOT: dict[str, Any] = {"x": dict, "y": dict, "lines": list, "heat": (dict, type(None)), "title": str, "says": str}
 STYLES = ("line", "dash", "markers")
 
@@ -85,7 +86,7 @@ def _check_cases(row: dict[str, Any], name: str) -> None:
 
 
 def check_plots(plots: Any, name: str) -> None:
-    """Raises ValueError for the first figure that is not `Plot.to_dict()`.
+    """Raises ValueError for the first figure that is neither `Plot.to_dict()` nor `Table.to_dict()`.
 
     >>> check_plots([{}], "a.json")
     Traceback (most recent call last):
@@ -94,22 +95,53 @@ def check_plots(plots: Any, name: str) -> None:
     if not isinstance(plots, Sequence) or isinstance(plots, str):
         raise ValueError(f"{name}: is not a list of figures; run the claim again.")
     for number, plot in enumerate(plots, 1):
-        fault = _fault(plot)
+        kind, fault = ("Table", _table_fault(plot)) if is_table(plot) else ("Plot", _plot_fault(plot))
         if fault:
             raise ValueError(
-                f"{name}: figure {number} is not one of nonsmooth.plots.Plot ({fault}); run the claim again."
+                f"{name}: figure {number} is not one of nonsmooth.plots.{kind} ({fault}); run the claim again."
             )
 
 
-def _fault(plot: Any) -> str:
+def is_table(plot: Any) -> bool:
+    """Whether it is the dict of a `Table`, and not that of a `Plot`.
+
+    >>> is_table({"columns": [], "rows": [], "title": "", "says": ""})
+    True
+    """
+    return isinstance(plot, dict) and "columns" in plot
+
+
+def _table_fault(table: dict[str, Any]) -> str:
+    """What is wrong with a table, or nothing."""
+    fault = _field_fault(table, TABLE)
+    if fault:
+        return fault
+    if not table["columns"] or not all(isinstance(title, str) for title in table["columns"]):
+        return "columns that are not titles"
+    for number, row in enumerate(table["rows"], 1):
+        if not isinstance(row, list) or len(row) != len(table["columns"]):
+            return f"row {number} does not fit the columns"
+        if not all(isinstance(cell, str) or _is_number(cell) for cell in row):
+            return f"row {number} has a cell that is neither text nor a number"
+    return ""
+
+
+def _field_fault(figure: dict[str, Any], fields: dict[str, Any]) -> str:
+    for field, kind in fields.items():
+        if field not in figure:
+            return f"no {field!r}"
+        if not isinstance(figure[field], kind):
+            return f"{field!r} of the wrong kind"
+    return ""
+
+
+def _plot_fault(plot: Any) -> str:
     """What is wrong with a figure, or nothing."""
     if not isinstance(plot, dict):
         return "not an object"
-    for field, kind in PLOT.items():
-        if field not in plot:
-            return f"no {field!r}"
-        if not isinstance(plot[field], kind):
-            return f"{field!r} of the wrong kind"
+    fault = _field_fault(plot, PLOT)
+    if fault:
+        return fault
     for axis in ("x", "y"):
         if not isinstance(plot[axis].get("title"), str) or not isinstance(plot[axis].get("log"), bool):
             return f"axis {axis} without title and log"

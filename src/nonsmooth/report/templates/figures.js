@@ -47,7 +47,8 @@ function faded(rgb, alpha) {
 /* --- colours: one for each series of a claim, the same in all of its panels --- */
 
 const PINNED = [[/rmsprop/i, 2], [/adamw?\b/i, 4], [/adagrad/i, 5], [/heavy ball|momentum/i, 3], [/\bs?gd\b|gradient descent/i, 1]];
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star"];
+const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star"];
+const SYMBOLS = [...SHAPES, ...SHAPES.map((shape) => `${shape}-open`)]; // as many again where the colours start anew
 
 function parts(name) {
   return name.toLowerCase().split(/[,:;]/).map((p) => p.replace(/measured|predicted|prediction|\bthe\b|\blaw\b/g, "").trim()).filter(Boolean);
@@ -76,6 +77,21 @@ function coloursOf(mine) {
   return chosen;
 }
 
+/** The size of each point: where several series meet in one place, the earlier is larger, so that each is seen. */
+function sizesOf(plot) {
+  const place = (axis) => {
+    const scale = (v) => (plot[axis].log ? Math.log(v) : v);
+    const all = plot.lines.flatMap((line) => line[axis]).filter((v) => v !== null && (!plot[axis].log || v > 0)).map(scale);
+    const low = all.reduce((a, b) => Math.min(a, b), Infinity), wide = all.reduce((a, b) => Math.max(a, b), -Infinity) - low || 1;
+    return (v) => Math.round((200 * (scale(v) - low)) / wide);
+  };
+  const [across, up] = [place("x"), place("y")], met = new Map();
+  const key = (line, i) => `${across(line.x[i])},${up(line.y[i])}`;
+  const marked = [...plot.lines.keys()].filter((k) => plot.lines[k].style === "markers");
+  for (const k of marked) plot.lines[k].x.forEach((_, i) => { const at = key(plot.lines[k], i); met.set(at, (met.get(at) ?? new Set()).add(k)); });
+  return plot.lines.map((line, k) => line.x.map((_, i) => 8 + 4 * [...(met.get(key(line, i)) ?? [])].filter((other) => other > k).length));
+}
+
 const claims = new Map();
 for (const plot of plots) claims.set(plot.claim, [...(claims.get(plot.claim) ?? []), plot]);
 for (const mine of claims.values()) {
@@ -84,6 +100,7 @@ for (const mine of claims.values()) {
   for (const plot of mine) {
     plot.hidden = new Set();
     plot.colours = plot.lines.map((line) => chosen.get(line.name) ?? 0);
+    plot.sizes = sizesOf(plot);
     plot.symbols = plot.lines.map((line) => SYMBOLS[Math.max(ranks.indexOf(line.name), 0) % SYMBOLS.length]);
     if (plot.heat) { // one colour scale for heat maps of one quantity
       const z = mine.filter((p) => p.heat && p.heat.title === plot.heat.title).flatMap((p) => p.heat.z.flat()).filter((v) => v !== null);
@@ -143,10 +160,11 @@ function logTicks([low, high], room) {
 }
 
 function axisOf(plot, axis, element, range) {
+  const largest = plot.lines.flatMap((line) => line[axis]).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
   const base = {
     automargin: true, fixedrange: !fine.matches, zeroline: false, showline: true, linecolor: colour("muted"), linewidth: 1,
     gridcolor: colour("grid"), showgrid: !plot.heat, ticks: "outside", ticklen: 5, tickcolor: colour("muted"),
-    tickfont: { color: colour("muted"), size: 12 }, exponentformat: "power", separatethousands: true, layer: "above traces",
+    tickfont: { color: colour("muted"), size: 12 }, exponentformat: largest < 1e-2 || largest >= 1e6 ? "power" : "none", separatethousands: true, layer: "above traces",
   };
   if (!plot[axis].log) {
     if (plot.heat) { const e = edges(plot.heat[axis], false); range ??= [Math.min(...e), Math.max(...e)]; }
@@ -179,7 +197,7 @@ function traceOf(plot, k) {
   if (line.style === "markers") {
     const many = line.x.length > 80;
     const spread = line.error ? { error_y: { type: "data", array: line.error, arrayminus: line.error.map((e, i) => plot.y.log && line.y[i] - e <= 0 ? line.y[i] * 0.99 : e), color: tint, thickness: 1.4, width: 3 } } : {};
-    return [{ ...base, ...spread, mode: "markers", marker: { size: many ? 4.5 : 8, color: tint, symbol: plot.symbols[k], line: { color: colour("paper"), width: many ? 0 : 1 } } }];
+    return [{ ...base, ...spread, mode: "markers", marker: { size: many ? 4.5 : plot.sizes[k], opacity: 1, color: tint, symbol: plot.symbols[k], line: { color: colour("paper"), width: many ? 0 : 1 } } }];
   }
   const drawn = { ...base, mode: "lines", line: { color: tint, width: line.x.length > 150 ? 1.2 : 2, dash: line.style === "dash" ? "7px,5px" : "solid" } };
   if (!line.error) return [drawn];
@@ -310,6 +328,7 @@ elements.forEach((element, k) => {
 });
 let worn; // the theme to come back to: paper is light
 addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details.bearing")) folded.open = true;
   worn = root.dataset.theme;
   root.dataset.theme = "light";
   if (window.Plotly) elements.forEach((_, k) => draw(k));
@@ -326,14 +345,14 @@ if (plots.length) (window.requestIdleCallback ?? setTimeout)(() => unpack().catc
 function swatch(plot, k) {
   const line = plot.lines[k], tint = plot.heat ? "#fff" : plot.colours[k] ? `var(--c${plot.colours[k]})` : "var(--predicted)";
   const ground = plot.heat ? `<rect width="28" height="14" fill="#3b528b"/>` : "";
-  const shapes = { circle: `<circle cx="14" cy="7" r="4.5"/>`, square: `<rect x="10" y="3" width="8" height="8"/>`, diamond: `<path d="M14 1.500l5.5 5.5-5.5 5.500L8.5 7z"/>`, "triangle-up": `<path d="M14 2l5.2 9H8.800z"/>`, "triangle-down": `<path d="M14 12L8.8 3h10.400z"/>`, cross: `<path d="M12 2h4v3h3v4h-3v3h-4V9H9V5h3z"/>`, star: `<path d="M14 1l1.8 4 4.2.4-3.2 2.9 1 4.200L14 10.300l-3.8 2.2 1-4.200L8 5.4 12.2 5z"/>` };
+  const open = plot.symbols[k].endsWith("-open"), shapes = { circle: `<circle cx="14" cy="7" r="4.5"/>`, square: `<rect x="10" y="3" width="8" height="8"/>`, diamond: `<path d="M14 1.500l5.5 5.5-5.5 5.500L8.5 7z"/>`, "triangle-up": `<path d="M14 2l5.2 9H8.800z"/>`, "triangle-down": `<path d="M14 12L8.8 3h10.400z"/>`, cross: `<path d="M12 2h4v3h3v4h-3v3h-4V9H9V5h3z"/>`, star: `<path d="M14 1l1.8 4 4.2.4-3.2 2.9 1 4.200L14 10.300l-3.8 2.2 1-4.200L8 5.4 12.2 5z"/>` };
   const stroke = (wide, paint, dash = "") => `<line x1="1" x2="27" y1="7" y2="7" stroke="${paint}" stroke-width="${wide}" ${dash}/>`;
-  const mark = line.style === "markers" ? `<g fill="${tint}">${shapes[plot.symbols[k]]}</g>`
+  const mark = line.style === "markers" ? `<g ${open ? `fill="none" stroke-width="1.6" stroke` : "fill"}="${tint}">${shapes[plot.symbols[k].replace("-open", "")]}</g>`
     : (plot.heat ? stroke(6, "#10131a") : "") + stroke(2.2, tint, line.style === "dash" ? 'stroke-dasharray="6 4"' : "");
   return `<svg aria-hidden="true" width="28" height="14">${ground}${mark}</svg>`;
 }
 
-document.querySelectorAll("figure").forEach((figure, n) => {
+document.querySelectorAll("figure.panel").forEach((figure, n) => {
   const plot = plots[n], keys = figure.querySelector(".keys");
   if (plot.heat) keys.append(rampElement(plot));
   plot.lines.forEach((line, k) => {

@@ -43,14 +43,13 @@ function fill(container, plot) {
   container.replaceChildren(table);
 }
 
-function csvOf(plot) {
+function csvOf({ head, rows }) {
   const cell = (value) => {
     if (value === null) return "nan";
     if (typeof value === "number") return String(value);
     const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value; // no spreadsheet takes a name for a formula
     return /[",\n\r]/.test(text) ? `"${text.replace(/"/g, '""')}"` : text;
   };
-  const { head, rows } = tableOf(plot);
   return [head, ...rows].map((row) => row.map(cell).join(",")).join("\n") + "\n";
 }
 
@@ -75,12 +74,18 @@ async function svgOf(k) {
   return decodeURIComponent(url.slice(url.indexOf(",") + 1));
 }
 
-document.querySelectorAll("figure").forEach((figure, k) => {
+document.querySelectorAll("figure.panel").forEach((figure, k) => {
   figure.querySelector(".tools").hidden = false;
   const numbers = figure.querySelector(".numbers");
   numbers.addEventListener("toggle", () => { if (numbers.open) fill(numbers.querySelector(".scroll"), plots[k]); });
-  figure.querySelector('[data-save="csv"]').addEventListener("click", () => save(`${plots[k].file}.csv`, "text/csv", csvOf(plots[k])));
+  figure.querySelector('[data-save="csv"]').addEventListener("click", () => save(`${plots[k].file}.csv`, "text/csv", csvOf(tableOf(plots[k]))));
   figure.querySelector('[data-save="svg"]').addEventListener("click", async () => save(`${plots[k].file}.svg`, "image/svg+xml", await svgOf(k)));
+});
+
+const tables = JSON.parse(document.getElementById("tables").textContent);
+document.querySelectorAll("figure.tabled").forEach((figure, k) => {
+  figure.querySelector(".tools").hidden = false;
+  figure.querySelector('[data-save="csv"]').addEventListener("click", () => save(`${tables[k].file}.csv`, "text/csv", csvOf(tables[k])));
 });
 
 /* --- light and dark --- */
@@ -172,11 +177,12 @@ for (const button of document.querySelectorAll(".copy")) {
 
 /* --- where the reader is --- */
 
-const marks = new Map([...document.querySelectorAll(".contents [data-claim] a")].map((a) => [a.hash.slice(1), a]));
+const marks = new Map([...document.querySelectorAll(".contents a")].map((a) => [a.hash.slice(1), a]));
+const places = [...document.querySelectorAll("#abstract, article.claim, #texts")];
 const inView = new Set();
 const watch = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.isIntersecting ? inView.add(entry.target) : inView.delete(entry.target);
-  const current = articles.find((article) => inView.has(article));
+  const current = places.find((place) => inView.has(place));
   for (const [id, link] of marks) {
     if (current?.id === id) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
@@ -184,4 +190,4 @@ const watch = new IntersectionObserver((entries) => {
   const link = current && marks.get(current.id), list = document.querySelector(".contents");
   if (link && (link.offsetTop < list.scrollTop + 40 || link.offsetTop > list.scrollTop + list.clientHeight - 60)) list.scrollTop = link.offsetTop - list.clientHeight / 2;
 }, { rootMargin: "-110px 0px -55% 0px" });
-articles.forEach((article) => watch.observe(article));
+places.forEach((place) => watch.observe(place));
