@@ -165,7 +165,7 @@ def sgd_floor(
 
 @claim(
     "l1/chatter-adds-to-the-solution",
-    says="Below the critical λ, too, each weight that is zero in the solution chatters at ηλ(1 + r²)/2, "
+    says="Below the critical λ, too, the weights that are zero in the solution chatter, by ηλ(1 + r²)/2 each in sum, "
     "r = |∂f(w*)|/λ, on top of the solution's own norm.",
     source="our statement: one weight under a constant gradient ±λ + c",
     sentence=2,

@@ -1,12 +1,19 @@
-"""Run claims and keep what they found: rows, figures and datasets, moved into place only when all is done."""
+"""Run claims and keep what they found: rows, figures and datasets, moved into place only when all is done.
+
+What is unfinished lies in `.unfinished-HOST-PID-…` and is removed by its own process, or, if that was killed, by the
+next one to write into the folder.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,8 +22,11 @@ from typing import Any
 import xarray as xr
 
 from nonsmooth.ledger import CLAIMS, Claim, Evidence, read_rows, write_rows
+from nonsmooth.progress import STOP
 
-__all__ = ["ExperimentError", "dataset_of", "file_name", "reproduce", "select"]
+__all__ = ["ExperimentError", "dataset_of", "file_name", "kept_rows", "reproduce", "select"]
+
+STAGING = ".unfinished-"
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -51,45 +61,62 @@ def reproduce(
 ) -> list[dict[str, Any]]:
     """Run the claims that match `only` and write `verdicts.jsonl`, `figures/` and `data/` into `out`.
 
-    Nothing in `out` changes before the last experiment has ended: an interruption leaves what was there. Rows of
-    claims that were not run again stay. `tell` is called with each row as it is found; two experiments run at a
-    time. Raises ValueError where `out` cannot be written, and ExperimentError, after writing the rest, where an
-    experiment raised.
+    Nothing in `out` changes before the last experiment has ended: an interruption leaves what was there, and stops
+    the experiments at their next slice. Figures and data are moved first and the rows written last. Rows of claims
+    that were not run again stay. `tell` is called with each row as it is found; two experiments run at a time. Raises
+    ValueError, before anything runs, where `out` cannot be written or the rows in it cannot be read, and
+    ExperimentError, after writing the rest, where an experiment raised.
 
     >>> rows = reproduce(Path(tempfile.mkdtemp()), ["edge/huber-orbits"])
     >>> [(row["claim"], row["verdict"]) for row in rows]
     [('edge/huber-orbits', 'supported')]
     """
     claims = select(only)
+    earlier = kept_rows(out, claims)
     staged = _staging(out)
     rows: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
+    stop, moving = threading.Event(), False
+    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=STOP.set, initargs=(stop,))
     try:
-        with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-            running = {pool.submit(claim.run, full, master=master): claim for claim in claims}
+        running = {pool.submit(claim.run, full, master=master): claim for claim in claims}
+        for done in as_completed(running):
+            claim = running[done]
             try:
-                for done in as_completed(running):
-                    claim = running[done]
-                    try:
-                        row, evidence = done.result()
-                    except Exception as error:  # one broken experiment does not cost the others
-                        failed.append(f"{claim.id}: {type(error).__name__}: {error}")
-                        continue
-                    _keep(staged, claim.id, evidence)
-                    rows[claim.id] = row
-                    tell(row)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        ordered = _merged(out, rows)
+                row, evidence = done.result()
+            except Exception as error:  # one broken experiment does not cost the others
+                failed.append(f"{claim.id}: {type(error).__name__}: {error}")
+                continue
+            _keep(staged, claim.id, evidence)
+            rows[claim.id] = row
+            tell(row)
+        found = earlier | rows
+        ordered = [found[name] for name in CLAIMS if name in found]
+        moving = True
         for folder in ("figures", "data"):
             _move(staged / folder, out / folder)
         write_rows(out / "verdicts.jsonl", ordered)
+    except KeyboardInterrupt as interrupt:
+        left = "holds new figures with old rows; run the same again" if moving else "is as it was before"
+        raise KeyboardInterrupt(f"{out} {left}.") from interrupt
     finally:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(staged, ignore_errors=True)
     if failed:
         raise ExperimentError("; ".join(failed))
     return ordered
+
+
+def kept_rows(out: Path, claims: Sequence[Claim]) -> dict[str, dict[str, Any]]:
+    """The rows in `out` that stay when these claims are run: those of the ledger's other claims, by id.
+
+    >>> kept_rows(Path("no-such-folder"), [])
+    {}
+    """
+    file = out / "verdicts.jsonl"
+    stay = CLAIMS.keys() - {claim.id for claim in claims}
+    return {row["claim"]: row for row in read_rows(file) if row["claim"] in stay} if file.exists() else {}
 
 
 def dataset_of(evidence: Evidence) -> xr.Dataset:
@@ -107,12 +134,31 @@ def dataset_of(evidence: Evidence) -> xr.Dataset:
 def _staging(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out))
+        _sweep(out)
+        staged = Path(tempfile.mkdtemp(prefix=f"{STAGING}{platform.node()}-{os.getpid()}-", dir=out))
     except OSError as error:
         raise ValueError(f"{out}: cannot be written ({error.strerror}); name another folder with --out.") from error
     (staged / "figures").mkdir()
     (staged / "data").mkdir()
     return staged
+
+
+def _sweep(out: Path) -> None:
+    """Remove what processes of this machine left that are no more (and that did not get to remove it: kill -9)."""
+    for left in out.glob(f"{STAGING}*"):
+        owner = re.fullmatch(rf"{re.escape(STAGING + platform.node())}-(\d+)-.*", left.name)
+        if owner and os.name == "posix" and not _lives(int(owner[1])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _keep(staged: Path, claim: str, evidence: Evidence) -> None:
@@ -122,13 +168,6 @@ def _keep(staged: Path, claim: str, evidence: Evidence) -> None:
     dataset_of(evidence).to_zarr(store, consolidated=False)
     if evidence.data is not None:
         evidence.data.to_zarr(store, group="run", mode="a", consolidated=False)
-
-
-def _merged(out: Path, rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """New rows and, for claims that were not run, the earlier ones, in the order of the ledger."""
-    earlier: Iterable[dict[str, Any]] = read_rows(out / "verdicts.jsonl") if (out / "verdicts.jsonl").exists() else ()
-    kept = {row["claim"]: row for row in earlier if row["claim"] in CLAIMS} | rows
-    return [kept[name] for name in CLAIMS if name in kept]
 
 
 def _move(new: Path, old: Path) -> None:

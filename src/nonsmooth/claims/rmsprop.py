@@ -78,7 +78,7 @@ def ridge_solutions(f: LeastSquares, lams: np.ndarray) -> np.ndarray:
 @claim(
     "rmsprop/misses-the-ridge-solution",
     says="On ridge regression, which is smooth, constant-step SGD reaches the solution and constant-step RMSProp does "
-    "not: it stays off by about ηP/2 in L1 norm, the same distance as under an L1 penalty.",
+    "not: it stays off by about ηP/2 in L1 norm.",
     source=PAPER.format(3),
     sentence=3,
     relation=equals(within=0.15),

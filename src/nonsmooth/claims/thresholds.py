@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,21 @@ from nonsmooth.claims.problems import MakeRule, start_draws
 from nonsmooth.ledger import Evidence, at_most, claim, equals
 from nonsmooth.objectives import Huber, Objective, Quadratic
 from nonsmooth.plots import Axis, Line, Plot
-from nonsmooth.rules import Adagrad, Adam, Adamax, Frozen, Gradient, HeavyBall, NAdam, Nesterov, RAdam, RMSProp, Rule
+from nonsmooth.rules import (
+    ASGD,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Frozen,
+    Gradient,
+    HeavyBall,
+    NAdam,
+    Nesterov,
+    RAdam,
+    RMSProp,
+    Rule,
+)
 from nonsmooth.simulation import simulate
 
 THRESHOLDS: dict[str, tuple[MakeRule, dict[str, float], float]] = {
@@ -19,8 +33,17 @@ THRESHOLDS: dict[str, tuple[MakeRule, dict[str, float], float]] = {
     "heavy ball 0.5": (HeavyBall, {"beta": 0.5}, 3.0),
     "dampening = momentum = 0.9": (HeavyBall, {"beta": 0.9, "dampening": 0.9}, 38.0),
     "Nesterov 0.9": (Nesterov, {"beta": 0.9}, 3.8 / 2.8),
+    "ASGD, λ = 0": (ASGD, {"lambd": 0.0, "alpha": 0.0}, 2.0),
 }
 """Rules with their linear thresholds on ηλ₁: 2, 2(1+β), 2(1+β)/(1−d) and (2+2β)/(1+2β)."""
+
+
+def first_to_diverge(objective: Objective, rules: Callable[[np.ndarray], Rule], threshold: float, steps: int) -> float:
+    """The smallest multiple of a threshold, from 0.95 to 1.05 of it, at which a run ends beyond 1000; ∞ for none."""
+    steps_tried = threshold * np.round(np.linspace(0.95, 1.05, 41), 4)
+    run = simulate(objective, rules(steps_tried), x0=1.0, steps=steps, tail=1)
+    lost = ~(run.l1_norm.values[:, 0] <= 1e3)
+    return float(steps_tried[np.argmax(lost)]) if lost.any() else np.inf
 
 
 @claim(
@@ -30,19 +53,25 @@ THRESHOLDS: dict[str, tuple[MakeRule, dict[str, float], float]] = {
     source="Cohen et al. 2021, appendix B",
     sentence=4,
     relation=equals(within=0.01),
-    mutants={"the Huber function, of the same curvature at its minimum": {"objective": Huber()}},
+    mutants={
+        "the Huber function, of the same curvature at its minimum": {"objective": Huber()},
+        "the threshold of another rule": {"shift": 1},
+    },
 )
-def linear_thresholds(objective: Objective = Quadratic([1.0]), steps: int = 20_000, master: int = 0) -> Evidence:
-    grid = np.round(np.linspace(0.95, 1.05, 41), 4)
-    measured = []
-    for rule, options, threshold in THRESHOLDS.values():
-        run = simulate(objective, rule(lr=threshold * grid, **options), x0=1.0, steps=steps, tail=1)
-        lost = ~(run.l1_norm.values[:, 0] <= 1e3)
-        measured.append(threshold * grid[np.argmax(lost)] if lost.any() else np.inf)
+def linear_thresholds(
+    objective: Objective = Quadratic([1.0]), shift: int = 0, steps: int = 20_000, master: int = 0
+) -> Evidence:
+    """`shift` gives each rule the threshold of another."""
+    rows = list(THRESHOLDS.values())
+    predicted = [rows[(i + shift) % len(rows)][2] for i in range(len(rows))]
+    measured = [
+        first_to_diverge(objective, lambda lr, rule=rule, o=options: rule(lr=lr, **o), limit, steps)  # type: ignore[misc]
+        for (rule, options, _), limit in zip(rows, predicted, strict=True)
+    ]
     return Evidence(
         "smallest ηλ₁ that diverges",
         measured,
-        [threshold for *_, threshold in THRESHOLDS.values()],
+        predicted,
         list(THRESHOLDS),
         holds_when="f is quadratic: on the Lipschitz functions of the other claims no step diverges",
     )
@@ -52,7 +81,10 @@ FROZEN: dict[str, tuple[Rule, float]] = {
     "Adagrad": (Adagrad(), 2.0),
     "RMSProp": (RMSProp(), 2.0),
     "RMSProp, momentum 0.5": (RMSProp(momentum=0.5), 3.0),
+    "RMSProp, centred": (RMSProp(centered=True), 2.0),
     "Adam": (Adam(), 38.0),
+    "AMSGrad": (Adam(amsgrad=True), 38.0),
+    "AdamW, no decay": (AdamW(weight_decay=0.0), 38.0),
     "Adam, β₁ = 0.5": (Adam(beta1=0.5), 6.0),
     "Adamax": (Adamax(), 38.0),
     "RAdam": (RAdam(), 38.0),
@@ -69,24 +101,23 @@ FROZEN: dict[str, tuple[Rule, float]] = {
     source="Cohen et al. 2022, section 2",
     sentence=4,
     relation=equals(within=0.01),
-    mutants={"the Huber function, of the same curvature at its minimum": {"objective": Huber()}},
+    mutants={"the threshold of another rule": {"shift": 2}},
 )
 def frozen_thresholds(
-    objective: Objective = Quadratic([1.0]), v: float = 9.0, steps: int = 20_000, master: int = 0
+    objective: Objective = Quadratic([1.0]), shift: int = 0, v: float = 9.0, steps: int = 20_000, master: int = 0
 ) -> Evidence:
     """One weight, so that P is a number: √v, and v itself for Adamax."""
-    grid = np.round(np.linspace(0.95, 1.05, 41), 4)
+    rows = list(FROZEN.values())
+    predicted = [rows[(i + shift) % len(rows)][1] for i in range(len(rows))]
     measured = []
-    for rule, threshold in FROZEN.values():
+    for (rule, _), limit in zip(rows, predicted, strict=True):
         P = v if isinstance(rule, Adamax) else v**0.5
-        held = Frozen(rule.replaced(lr=threshold * grid * P), v=[v])
-        run = simulate(objective, held, x0=1.0, steps=steps, tail=1)
-        lost = ~(run.l1_norm.values[:, 0] <= 1e3)
-        measured.append(threshold * grid[np.argmax(lost)] if lost.any() else np.inf)
+        held = lambda lr, rule=rule, P=P: Frozen(rule.replaced(lr=lr * P), v=[v])  # noqa: E731
+        measured.append(first_to_diverge(objective, held, limit, steps))
     return Evidence(
         "smallest ηλ₁/P that diverges",
         measured,
-        [threshold for _, threshold in FROZEN.values()],
+        predicted,
         list(FROZEN),
         holds_when="f is quadratic and the second moment does not move; when it does, edge/adaptive-rules-stay-bounded",
     )
@@ -130,8 +161,8 @@ def adaptive_rules_stay_bounded(
         measured.append(np.max(far, axis=0))
         lines.append(Line(name, curvatures, np.max(far, axis=1), "markers"))
     return Evidence(
-        "largest |x| of the run, over all curvatures",
-        measured,
+        "largest |x| of all runs, over all curvatures and starts",
+        np.max(measured, axis=1),
         10.0,
         list(rules),
         holds_when=f"curvatures {min(curvatures):g} to {max(curvatures):g}, η = 0.1 (a hundred steps are 10), starts "

@@ -8,12 +8,29 @@ from typing import Any
 import numpy as np
 
 from nonsmooth.claims.floors import floor_law
-from nonsmooth.claims.problems import MakeRule, least_squares_draws, start_draws, tail_mean
+from nonsmooth.claims.problems import PAPER, MakeRule, least_squares_draws, start_draws, tail_mean
 from nonsmooth.ledger import Evidence, at_least, at_most, claim, equals, where
 from nonsmooth.objectives import Absolute, LeastSquares
 from nonsmooth.penalties import L1
-from nonsmooth.plots import Axis, Line, Plot
-from nonsmooth.rules import Adagrad, Gradient, HeavyBall, RMSProp, StepDecay
+from nonsmooth.plots import Axis, Line, Plot, Table
+from nonsmooth.rules import (
+    ASGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    Gradient,
+    HeavyBall,
+    NAdam,
+    Nesterov,
+    NormalisedSubgradient,
+    RAdam,
+    RMSProp,
+    Rule,
+    Sign,
+    StepDecay,
+)
 from nonsmooth.simulation import simulate
 
 
@@ -240,6 +257,75 @@ def minibatches_keep_the_floor(
                     Line("the law", scan, scan**0, "dash"),
                 ],
                 says="With batches of a fifth of the data the law holds from a somewhat larger λ on.",
+            )
+        ],
+    )
+
+
+EXPONENTS: dict[str, tuple[Rule, float]] = {
+    "SGD": (Gradient(lr=1e-3), 1.0),
+    "heavy ball 0.9": (HeavyBall(lr=1e-3), 1.0),
+    "Nesterov 0.9": (Nesterov(lr=1e-3), 1.0),
+    "ASGD": (ASGD(lr=1e-3), 1.0),
+    "RMSProp": (RMSProp(lr=1e-3), 0.0),
+    "Adam": (Adam(lr=1e-3), 0.0),
+    "AMSGrad": (Adam(lr=1e-3, amsgrad=True), 0.0),
+    "AdamW": (AdamW(lr=1e-3), 0.0),
+    "NAdam": (NAdam(lr=1e-3), 0.0),
+    "RAdam": (RAdam(lr=1e-3), 0.0),
+    "Adamax": (Adamax(lr=1e-3), 0.0),
+    "Adagrad": (Adagrad(lr=1e-1), 0.0),
+    "Adadelta": (Adadelta(lr=1.0), 0.0),
+    "signSGD": (Sign(lr=1e-3), 0.0),
+    "normalised subgradient": (NormalisedSubgradient(lr=1e-3), 0.0),
+}
+"""Rules, and the power of λ to which the norm that they leave beyond the critical λ is proportional."""
+
+
+@claim(
+    "l1/every-rule-has-its-exponent",
+    says="Beyond the critical λ the norm that a rule leaves is proportional to λ if its step is proportional to the "
+    "gradient (SGD, momentum, ASGD), and does not depend on λ if its step is divided by the gradients' size.",
+    source="our statement; " + PAPER.format("2 and 3"),
+    sentence=2,
+    relation=equals(within=0.25, absolute=True),
+    mutants={"the two families exchanged": {"exchanged": True, "problems": 2}},
+    full={"problems": 50},
+)
+def every_rule_has_its_exponent(
+    exchanged: bool = False,
+    multiples: Sequence[float] = (10.0, 1000.0),
+    problems: int = 5,
+    steps: int = 10_000,
+    master: int = 0,
+) -> Evidence:
+    """The exponent from two λ two decades apart, from starts of 0.1 of the default size."""
+    samples: list[Any] = []
+    rows: list[list[str | float]] = []
+    for name, (rule, power) in EXPONENTS.items():
+        norms = []
+        for i, f in enumerate(least_squares_draws(problems, master + 300)):
+            lam = np.asarray(multiples) * f.critical_lam
+            x0 = 0.1 * np.random.default_rng([master, i]).standard_normal(f.shape)
+            norms.append(tail_mean(simulate(f, rule, penalty=L1(lam), x0=x0, steps=steps, tail=1000).l1_norm))
+        low, high = np.transpose(norms)
+        exponents = np.log(high / low) / np.log(multiples[1] / multiples[0])
+        samples.append(exponents)
+        size = np.exp(np.log(norms).mean(axis=0)) / (float(rule.lr) * 20 / 2)  # type: ignore[attr-defined]
+        rows.append([name, f"{power:g}", round(float(exponents.mean()), 3), *(float(f"{v:.3g}") for v in size)])
+    predicted = [1 - power if exchanged else power for _, power in EXPONENTS.values()]
+    return Evidence(
+        "log(norm at 1000 critical λ over norm at 10) / log 100",
+        samples,
+        predicted,
+        list(EXPONENTS),
+        holds_when=f"λ of {multiples[0]:g} and {multiples[1]:g} critical λ, {steps} steps",
+        plots=[
+            Table(
+                ["rule", "predicted exponent", "measured", *(f"norm over ηP/2 at {m:g} critical λ" for m in multiples)],
+                rows,
+                title="The floors of all rules",
+                says="One family follows λ, the other does not; the sizes within a family differ.",
             )
         ],
     )
