@@ -295,7 +295,7 @@ EXPONENTS: dict[str, tuple[Rule, float]] = {
 def every_rule_has_its_exponent(
     exchanged: bool = False,
     multiples: Sequence[float] = (10.0, 1000.0),
-    problems: int = 5,
+    problems: int = 8,
     steps: int = 10_000,
     master: int = 0,
 ) -> Evidence:
