@@ -110,6 +110,7 @@ SAYINGS = (
     Text("Beta 2002, On norms", "section 2", "They are alike.", "disagree", ("rmsprop/refuted",), "They are not."),
     Text(HOSTILE, HOSTILE, HOSTILE, "in part", ("convergence/worst-case", f"zoo/{HOSTILE}"), HOSTILE),
     Text("Gamma 2003, On nothing", "section 4", "Nothing.", "agree", ("l1/not-there",), "Nothing was run."),
+    Text("Delta 2004, On decay", "section 5", "Floors fall.", "disagree", ("l1/sgd-floor",), "They do not."),
 )
 """All judgements, a claim that is not there, one that is refuted, hostile words."""
 
@@ -196,15 +197,17 @@ def parts_of_texts(page_text):
 
 
 def test_what_the_literature_says_with_sign_word_and_claims(page_text):
-    alpha, beta, strange, gamma = parts_of_texts(page_text)
+    alpha, beta, strange, gamma, delta = parts_of_texts(page_text)
     assert alpha.startswith("Alpha 2001, On floors, section 1 the claims agree It says: Floors grow. They do.")
     assert "l1/sgd-floor , supported" in alpha and alpha.endswith("l1/not-there not run")
-    assert "the claims disagree" in beta and "1 of these claims was not supported in this run" in beta
+    assert beta.startswith("Beta 2002, On norms, section 2 left open by this run It says:")
+    assert "1 of these claims was not supported in this run. If all were, our reading would be that the claims" in beta
     assert "the claims agree in part" in strange and "zoo/&lt;/script&gt;" in strange
     assert "not tested in this run" in gamma and "agree" not in gamma
+    assert "the claims disagree" in delta and "not supported" not in delta
     section = page_text[page_text.index('id="texts"') :].partition("</section>")[0]
     signs = re.findall(r'<span class="badge (\w+)"><svg[^>]*><use href="#icon-(\w+)"', section)
-    assert signs == [("supported",) * 2, ("refuted",) * 2, ("mixed",) * 2, ("untested",) * 2]
+    assert signs == [(look, look) for look in ("supported", "undecided", "mixed", "untested", "refuted")]
 
 
 def test_every_link_of_the_page_has_its_place(page_text):
@@ -235,7 +238,18 @@ def test_a_table_is_a_table_with_its_numbers_to_four_digits(ledger, page_text):
 def test_rows_of_a_table_fit_its_columns():
     with pytest.raises(ValueError, match=r"Table: row 2 has 1 cells for 2 columns\."):
         Table(["a", "b"], [["x", 1], ["y"]])
-    assert Table(["a"], [[np.float64(1.5)], [np.inf]]).to_dict()["rows"] == [[1.5], [None]]
+    stored = Table(["a"], [[np.float64(1.5)], [np.inf]]).to_dict()
+    assert (stored["kind"], stored["rows"]) == ("table", [[1.5], [None]])
+
+
+def test_figures_written_earlier_are_drawn_still(ledger, page_text):
+    """A `Plot`'s dict has no `kind`, and the first tables had none."""
+    rows, figures = ledger
+    earlier = {
+        name: [{k: v for k, v in plot.items() if k != "kind"} for plot in mine] for name, mine in figures.items()
+    }
+    assert render(rows, earlier, SAYINGS) == page_text
+    assert all(set(plot) == {"x", "y", "lines", "heat", "title", "says"} for plot in figures["l1/sgd-floor"])
 
 
 def test_same_rows_same_page_and_order_of_rows_does_not_matter_between_themes(ledger, page_text):
@@ -316,7 +330,7 @@ def figure(text):
         (lambda folder: (folder / "verdicts.jsonl").write_text("{"), "line 1 is not JSON"),
         (lambda folder: (folder / "verdicts.jsonl").write_bytes(b"\xff\n"), "line 1 is not JSON"),
         (damaged("says"), "has no 'says'"),
-        (damaged("claim", 7), "wrong kind (int)"),
+        (damaged("source", 7), "wrong kind (int)"),
         (damaged("seeds", True), "wrong kind (bool)"),
         (damaged("verdict", "proved"), "verdict 'proved', which is none of supported, refuted, undecided"),
         (damaged("sentence", 9), "speaks of sentence 9"),

@@ -7,6 +7,7 @@ import shutil
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nonsmooth.plots import Axis, Line, Plot
@@ -233,8 +234,9 @@ def test_the_section_on_texts_is_reached_from_sentence_5_and_leads_to_the_claims
         page.keyboard.press("Enter")
         assert page.evaluate("location.hash") == "#texts"
         visit.wait("document.querySelector('.contents [aria-current]')?.hash === '#texts'")
+        assert int(page.evaluate("document.documentElement.dataset.drawn")) <= 2  # not what was passed on the way
         links = page.locator("#texts a.chip")
-        assert links.count() == 4
+        assert links.count() == 5
         for link in links.all():
             link.focus()
             page.keyboard.press("Enter")
@@ -288,3 +290,14 @@ def test_points_of_two_series_in_one_place_are_both_seen_and_no_two_of_nine_seri
         keys = visit.page.locator(".keys button svg").evaluate_all("all => all.map(e => e.innerHTML)")
         assert len(set(keys)) == 9
         assert not visit.complaints
+
+
+def test_a_series_that_another_covers_is_larger_all_along(browser, tmp_path):
+    row, x = rows_and_figures()[0][0], np.geomspace(1e-4, 10, 24)
+    pair = [Line("below", x, x, "markers"), Line("above", x, 1.01 * x, "markers")]
+    plot = Plot(Axis("x", log=True), Axis("y", log=True), pair, says="They are alike.").to_dict()
+    (tmp_path / "report.html").write_text(render([row], {row["claim"]: [plot]}), encoding="utf-8")
+    with closing(Visit(browser, tmp_path)) as visit:
+        visit.scroll_through()
+        sizes = visit.page.evaluate("document.querySelector('.plot').data.map(t => t.marker.size)")
+        assert [set(size) for size in sizes] == [{12}, {8}]

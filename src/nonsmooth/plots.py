@@ -79,7 +79,7 @@ class Plot:
 class Table:
     """Rows of text and numbers under column titles, for what no axis carries; ValueError where a row does not fit.
 
-    Its dict, unlike a `Plot`'s, has `columns`.
+    Its dict, unlike a `Plot`'s, has the `kind` "table".
 
     >>> Table(["rule", "zeros"], [["prox SGD", 30], ["SGD", 0]], says="One has them.").to_dict()["rows"][0]
     ['prox SGD', 30]
@@ -97,7 +97,7 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         """Lists, numbers and text alone; a number that is not finite is None."""
-        return _plain(asdict(self))
+        return {"kind": "table", **_plain(asdict(self))}
 
 
 def _plain(value: Any) -> Any:

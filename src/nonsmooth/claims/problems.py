@@ -24,6 +24,8 @@ def least_squares_draws(
 ) -> list[LeastSquares]:
     """`count` Gaussian least-squares problems; another master seed gives others, and no start shares its stream.
 
+    Claims start all of their problems at one point, standard normal by the master seed: what varies is the problem.
+
     >>> len(least_squares_draws(3, master=0))
     3
     """

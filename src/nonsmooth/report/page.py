@@ -278,14 +278,20 @@ def _texts(texts: Sequence[Text], claims: Sequence[dict[str, Any]]) -> list[dict
     shown = []
     for text in texts:
         found = [run[name] for name in text.evidence if name in run]
-        look, word = AGREEMENT[text.verdict] if found else ("untested", "not tested in this run")
+        unsupported = sum(claim["verdict"] != Verdict.SUPPORTED for claim in found)
+        look, word = AGREEMENT[text.verdict]
+        if not found:
+            look, word = "untested", "not tested in this run"
+        elif unsupported:
+            look, word = "undecided", "left open by this run"
         shown.append(
             {
                 "text": text,
                 "look": look,
                 "word": word,
                 "evidence": [(name, run.get(name)) for name in text.evidence],
-                "open": sum(claim["verdict"] != Verdict.SUPPORTED for claim in found),
+                "unsupported": unsupported,
+                "would": AGREEMENT[text.verdict][1],
             }
         )
     return shown

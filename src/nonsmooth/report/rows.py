@@ -103,12 +103,12 @@ def check_plots(plots: Any, name: str) -> None:
 
 
 def is_table(plot: Any) -> bool:
-    """Whether it is the dict of a `Table`, and not that of a `Plot`.
+    """Whether it is the dict of a `Table`, and not that of a `Plot`; the first ones had no `kind`.
 
-    >>> is_table({"columns": [], "rows": [], "title": "", "says": ""})
-    True
+    >>> is_table({"kind": "table"}), is_table({"columns": [], "rows": []}), is_table({"x": {}, "y": {}})
+    (True, True, False)
     """
-    return isinstance(plot, dict) and "columns" in plot
+    return isinstance(plot, dict) and (plot.get("kind") == "table" or "columns" in plot)
 
 
 def _table_fault(table: dict[str, Any]) -> str:

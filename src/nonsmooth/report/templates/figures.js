@@ -47,6 +47,7 @@ function faded(rgb, alpha) {
 /* --- colours: one for each series of a claim, the same in all of its panels --- */
 
 const PINNED = [[/rmsprop/i, 2], [/adamw?\b/i, 4], [/adagrad/i, 5], [/heavy ball|momentum/i, 3], [/\bs?gd\b|gradient descent/i, 1]];
+const MANY = 80; // points of a series, beyond which they are drawn small
 const SHAPES = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star"];
 const SYMBOLS = [...SHAPES, ...SHAPES.map((shape) => `${shape}-open`)]; // as many again where the colours start anew
 
@@ -77,19 +78,18 @@ function coloursOf(mine) {
   return chosen;
 }
 
-/** The size of each point: where several series meet in one place, the earlier is larger, so that each is seen. */
+/** The size of each point: where points of later series lie on it, it is larger, so that each is seen. */
 function sizesOf(plot) {
-  const place = (axis) => {
-    const scale = (v) => (plot[axis].log ? Math.log(v) : v);
-    const all = plot.lines.flatMap((line) => line[axis]).filter((v) => v !== null && (!plot[axis].log || v > 0)).map(scale);
+  const shares = (axis) => {
+    const scale = (v) => (v === null ? NaN : plot[axis].log ? Math.log(v) : v);
+    const all = plot.lines.flatMap((line) => line[axis]).map(scale).filter(Number.isFinite);
     const low = all.reduce((a, b) => Math.min(a, b), Infinity), wide = all.reduce((a, b) => Math.max(a, b), -Infinity) - low || 1;
-    return (v) => Math.round((200 * (scale(v) - low)) / wide);
+    return plot.lines.map((line) => line[axis].map((v) => (scale(v) - low) / wide));
   };
-  const [across, up] = [place("x"), place("y")], met = new Map();
-  const key = (line, i) => `${across(line.x[i])},${up(line.y[i])}`;
-  const marked = [...plot.lines.keys()].filter((k) => plot.lines[k].style === "markers");
-  for (const k of marked) plot.lines[k].x.forEach((_, i) => { const at = key(plot.lines[k], i); met.set(at, (met.get(at) ?? new Set()).add(k)); });
-  return plot.lines.map((line, k) => line.x.map((_, i) => 8 + 4 * [...(met.get(key(line, i)) ?? [])].filter((other) => other > k).length));
+  const across = shares("x"), up = shares("y");
+  const few = [...plot.lines.keys()].filter((k) => plot.lines[k].style === "markers" && plot.lines[k].x.length <= MANY);
+  const meets = (k, i) => (other) => across[other].some((u, j) => Math.abs(u - across[k][i]) < 0.008 && Math.abs(up[other][j] - up[k][i]) < 0.015);
+  return plot.lines.map((line, k) => line.x.map((_, i) => 8 + 4 * few.filter((other) => other > k).filter(meets(k, i)).length));
 }
 
 const claims = new Map();
@@ -195,7 +195,7 @@ function traceOf(plot, k) {
     return line.style === "markers" ? [over] : [casing, over];
   }
   if (line.style === "markers") {
-    const many = line.x.length > 80;
+    const many = line.x.length > MANY;
     const spread = line.error ? { error_y: { type: "data", array: line.error, arrayminus: line.error.map((e, i) => plot.y.log && line.y[i] - e <= 0 ? line.y[i] * 0.99 : e), color: tint, thickness: 1.4, width: 3 } } : {};
     return [{ ...base, ...spread, mode: "markers", marker: { size: many ? 4.5 : plot.sizes[k], opacity: 1, color: tint, symbol: plot.symbols[k], line: { color: colour("paper"), width: many ? 0 : 1 } } }];
   }
