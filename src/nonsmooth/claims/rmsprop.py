@@ -237,8 +237,8 @@ def one_weight_law(
 
 @claim(
     "rmsprop/adam-floor-independent-of-lambda",
-    says="Adam's norm beyond the critical λ does not depend on λ either, and is proportional to η; its size depends on "
-    "the start, at some fraction of ηP/2.",
+    says="Adam's norm beyond the critical λ hardly depends on λ (some sixth over a hundredfold λ) and is proportional "
+    "to η, at some fraction of ηP/2.",
     source=PAPER.format(3) + "; our statement for Adam",
     sentence=3,
     relation=equals(within=0.25),
@@ -279,7 +279,7 @@ def adam_floor(
                     Line("Adam, one point a problem", np.repeat(multiples, problems), shares.T.ravel(), "markers"),
                     Line("RMSProp's law", multiples, np.ones(len(multiples)), "dash"),
                 ],
-                says="λ does not move it; the start does.",
+                says="A hundred times the λ moves it by a sixth.",
             )
         ],
     )
