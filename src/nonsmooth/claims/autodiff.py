@@ -92,7 +92,7 @@ def spellings_table(spelled: xr.Dataset) -> Table:
     "of nothing: not a subgradient, and a point where gradient descent stops that is not stationary.",
     source=PAPER.format(5) + "; Kakade & Lee 2018; Bolte & Pauwels 2021",
     sentence=5,
-    relation=equals(within=1e-9),
+    relation=equals(within=1e-9, absolute=True),
     mutants={"relu(x) alone": {"function": "max(x, 0)", "spelling": "relu(x)"}},
 )
 def outside_the_clarke_subdifferential(
@@ -149,7 +149,7 @@ def descent(f: Any, derivative: Derivative, x0: Sequence[float], lr: float, step
     "subgradients, √½ apart, and they lead to different runs.",
     source=PAPER.format(5) + "; Drori & Teboulle 2016 for the instance",
     sentence=5,
-    relation=equals(within=1e-9),
+    relation=equals(within=1e-9, absolute=True),
     mutants={"no tie": {"at": (1.0, 0.5)}},
 )
 def ties_in_max(at: Sequence[float] = (1.0, 1.0), n: int = 12, points: int = 10, master: int = 0) -> Evidence:

@@ -28,6 +28,9 @@ from nonsmooth.simulation import Moment, minimise, orbit_curvature, simulate
 ORBIT = ("grad_change_sq", "grad_change_dot_step", "kappa", "value")
 
 
+NAMES = {PseudoHuber: "pseudo-Huber", LogCosh: "log cosh"}
+
+
 def top_eigenvalue(f: Logistic, w: np.ndarray) -> float:
     """λ₁ of the Hessian of the logistic loss at w."""
     s = 1 / (1 + np.exp(-f.y * (f.X @ w)))
@@ -179,7 +182,7 @@ def smooth_lipschitz_orbits(
     scan = np.round(np.linspace(1.6, 3.0, 15), 2)
     samples, predicted, cases, lines, region = [], [], [], [], []
     for f in functions:
-        name = type(f).__name__
+        name = NAMES.get(type(f), type(f).__name__)
         run = simulate(f, Gradient(lr=lrs), x0=x0, steps=steps, tail=1000, record=("l1_norm",))
         size = run.l1_norm.mean("step").where(run.diverged_at.isnull(), np.inf)
         samples.extend(size.values)

@@ -72,7 +72,7 @@ def reproduce(
     [('edge/huber-orbits', 'supported')]
     """
     claims = select(only)
-    earlier = kept_rows(out, claims)
+    earlier = kept_rows(out)
     staged = _staging(out)
     rows: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
@@ -108,14 +108,14 @@ def reproduce(
     return ordered
 
 
-def kept_rows(out: Path, claims: Sequence[Claim]) -> dict[str, dict[str, Any]]:
-    """The rows in `out` that stay when these claims are run: those of the ledger's other claims, by id.
+def kept_rows(out: Path, without: Sequence[Claim] = ()) -> dict[str, dict[str, Any]]:
+    """The rows in `out` of the ledger's claims, by id, without those of the claims named.
 
-    >>> kept_rows(Path("no-such-folder"), [])
+    >>> kept_rows(Path("no-such-folder"))
     {}
     """
     file = out / "verdicts.jsonl"
-    stay = CLAIMS.keys() - {claim.id for claim in claims}
+    stay = CLAIMS.keys() - {claim.id for claim in without}
     return {row["claim"]: row for row in read_rows(file) if row["claim"] in stay} if file.exists() else {}
 
 
