@@ -39,6 +39,14 @@ def signed(x):
     return (torch.relu(x) * torch.tensor(SIGNS[: len(x)], dtype=x.dtype)).sum()
 
 
+def beside_zero(x, f):
+    """f(x), and 0 at 0, with a derivative of 0 there."""
+    return torch.where(x == 0, 0 * x, f(torch.where(x == 0, torch.ones_like(x), x)))
+
+
+MATRIX = torch.randn(30, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
 def layer(x):
     weights = torch.randn(6, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.relu(x @ weights.to(x.dtype)).sum()
@@ -71,6 +79,12 @@ class WrongAtTheKink(Spelled):
 
 class BarelyWrongAtTheKink(Spelled):
     slopes = (0.0, 1.001, 1.0)
+
+
+class RandomBackward(Spelled):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.rand_like(grad)
 
 
 class AnyElement(Spelled):
@@ -109,6 +123,20 @@ PASSES = {
     "no kink": (torch.exp, at(1, 2)),
     "constant": (lambda x: x.softmax(0).sum(), at(1, 1, 1)),
     "another element": (AnyElement.apply, zeros(2)),
+    "a large input": (lambda x: x[0] + torch.relu(x[1]), at(2**15, 0)),
+    "a large slope": (lambda x: 1e4 * x[0] + torch.relu(x[1]), at(0, 0)),
+    "a large curvature": (lambda x: 1e4 * x[0] ** 2 + torch.relu(x[1:]).sum() + x[0] * x[1], at(1, 0, 0)),
+    "a large exponential": (lambda x: 1e4 * torch.exp(x[0]) + torch.relu(x[1]), at(1, 0)),
+    "a large sum that rounds": (lambda x: 1e3 * (x @ MATRIX.to(x.dtype)).sum() + torch.relu(x).sum(), zeros(30)),
+    "a large variance": (lambda x: 1e4 * x.var() + torch.relu(x).sum(), at(0, 1, 2, 0)),
+    "a large norm": (lambda x: 1e4 * x[:2].norm() + x[2:].abs().sum(), zeros(5)),
+    "softmax, a constant": (lambda x: x.softmax(0).sum(), at(1, 2, 3)),
+    "a normalised layer": (lambda x: 100 * functional.layer_norm(x, (5,)).abs().sum(), at(1, 2, 3, 4, 5)),
+    "|x|(1 + y) + y²/10⁶": (lambda x: x[0].abs() * (1 + x[1]) + 1e-6 * x[1] ** 2, zeros(2)),
+    "in place": (lambda x: functional.relu(x, inplace=True), zeros(3)),
+    "x sin log|x|": (lambda x: beside_zero(x, lambda x: x * torch.sin(torch.log(x.abs()))), zeros(1)),
+    "|x| up to 1e-8": (lambda x: x.abs().clamp(max=1e-8), zeros(1)),
+    "None beside it": (lambda x: {"value": torch.relu(x), "aux": None, "index": x.argmax()}, zeros(2)),
 }
 
 
@@ -118,6 +146,7 @@ def test_what_is_in_the_clarke_subdifferential_passes(name):
     report = kinkcheck(fn, inputs)
     assert report and len(report.rows) == 4
     assert [row.verdict for row in report.rows[:2]] == ["passes", "passes"]
+    assert {row.verdict for row in report.rows} <= {"passes", "skipped"}
 
 
 FAILS = {
@@ -139,10 +168,29 @@ FAILS = {
     "cut off": (lambda x: x.detach() * 2, zeros(), "wrong beside the kink too"),
     "sqrt(x²)": (lambda x: torch.sqrt(x * x), zeros(), "is not finite, where beside the point entry 0 .* -1 and 1"),
     "sqrt(Σx²)": (lambda x: torch.sqrt((x * x).sum()), zeros(3), "not finite"),
-    "sqrt(|x|)": (lambda x: x.abs().sqrt(), zeros(), r"not Lipschitz at this point: .* distance\^0\.50"),
+    "wrong beside it and small": (
+        lambda x: x[0] + WrongAfter.apply(x[1]),
+        at(1e5, 0),
+        "wrong beside the kink too: .*; torch.autograd.gradcheck tests that",
+    ),
+    "cut off and small": (lambda x: 1e5 * x[0] + 2 * x[1].detach(), zeros(2), "wrong beside the kink too"),
+    "beside a large input": (lambda x: x[0] + relu_difference(x[1]), at(1e5, 0), r"is \(1, 0\), 1 away"),
+    "beside large inputs": (
+        lambda a, b: a.sum() + relu_difference(b).sum(),
+        (torch.full((3,), 16384.0), torch.zeros(1)),
+        r"is \(1, 1, 1, 0\), 1 away",
+    ),
+    "beside a large kink": (lambda x: 1e4 * torch.relu(x[0]) + 0.5 * relu_difference(x[1]), zeros(2), r"0\.5 away"),
+    "small": (lambda x: 1e-8 * relu_difference(x), zeros(1), "1e-08 away"),
+    "in a nest": (lambda x: [torch.relu(x), (relu_difference(x),)], zeros(2), "output [23]: .* 1 away"),
+    "in a dict": (lambda x: (torch.relu(x), {"a": relu_difference(x)}), zeros(2), "output [23]: .* 1 away"),
+    "|x|^0.97": (lambda x: beside_zero(x, lambda x: x.abs() ** 0.97), zeros(1), "slopes grow as δ falls, .* δ\\^0.97"),
+    "x log|x|": (lambda x: beside_zero(x, lambda x: x * x.abs().log()), zeros(1), "slopes grow as δ falls"),
+    "x² sin(1/x)": (lambda x: beside_zero(x, lambda x: x * x * (1 / x).sin()), zeros(1), "output 0 do not settle"),
+    "sqrt(|x|)": (lambda x: x.abs().sqrt(), zeros(), r"not Lipschitz at this point, as it seems: .* δ\^0\.50"),
     "cube root": (lambda x: x.sign() * x.abs() ** (1 / 3), zeros(), "not Lipschitz"),
     "sqrt": (torch.sqrt, zeros(), "not Lipschitz"),
-    "sign": (torch.sign, zeros(), "discontinuous at this point: output 0 jumps by 1 "),
+    "sign": (torch.sign, zeros(), "discontinuous at this point, as it seems: output 0 jumps by 1 "),
     "round": (torch.round, at(0.5), "discontinuous"),
     "x == 0": (lambda x: (x == 0).to(x.dtype) + x, zeros(), "discontinuous"),
     "log": (torch.log, zeros(), r"not finite at this point: it returns \(-inf\)"),
@@ -238,8 +286,11 @@ def test_inputs_are_taken_jointly_and_as_gradcheck_takes_them():
 
 
 def test_a_large_output_is_checked_at_some_entries():
-    assert kinkcheck(lambda x: torch.relu(x.repeat(50)), zeros(4))
-    assert not kinkcheck(lambda x: relu_difference(x.repeat(50)), zeros(4), raise_exception=False)
+    report = kinkcheck(lambda x: torch.relu(x.repeat(250)), zeros(4))
+    assert report and [row.says for row in report.rows] == 4 * ["64 of 1000 outputs"]
+    assert str(report).count("64 of 1000 outputs") == 4
+    wrong = kinkcheck(lambda x: relu_difference(x.repeat(250)), zeros(4), raise_exception=False)
+    assert not wrong and wrong.rows[0].says.endswith("(64 of 1000 outputs checked)")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +298,19 @@ def test_a_large_output_is_checked_at_some_entries():
     [
         (torch.relu, torch.zeros(2, dtype=torch.int64), "no floating-point input"),
         (torch.relu, at(math.nan), "NaN or infinity"),
-        (torch.relu, zeros(5000), "more than 2048 inputs"),
+        (torch.relu, zeros(1025), "more than 1024 inputs are too many to sample around; pass fewer"),
+        (torch.relu, 0.0, "inputs must be a tensor or a tuple of them, not float"),
+        (torch.relu, None, "inputs must be a tensor or a tuple of them, not NoneType"),
+        (None, zeros(1), "fn must be a function of the inputs, not None"),
+        (lambda x: x.item(), zeros(1), "returns a float, through which nothing can be differentiated"),
+        (lambda x: (torch.relu(x), "label"), zeros(1), "returns a str, .* in tuples, lists and dicts"),
+        (lambda x: None, zeros(1), "returns no floating-point tensor"),
+        (lambda x: torch.complex(x, x), zeros(1), "returns a complex tensor"),
+        (lambda x: torch.relu(x).to_sparse(), at(1), "returns a sparse tensor"),
+        (lambda x, y: x, zeros(1), "does not run in float64, .*missing 1 required .*; let it take these inputs"),
+        (lambda x: torch.relu(x) * torch.rand_like(x), zeros(1), "fn is random: .* seed what is random in it"),
+        (lambda x: functional.rrelu(x, training=True), zeros(1), "fn is random"),
+        (RandomBackward.apply, zeros(1), "the derivative of fn is random"),
         (lambda x: x.argmax(), zeros(2), "returns no floating-point tensor"),
         (lambda x: x + torch.rand(1), zeros(1), "other values when called again"),
         (lambda x: x.float(), zeros(1), "returns float32 for float64 inputs"),
@@ -259,9 +322,36 @@ def test_what_cannot_be_checked_is_refused_in_a_sentence(fn, inputs, says):
         kinkcheck(fn, inputs)
 
 
-def test_a_radius_must_be_one():
-    with pytest.raises(ValueError, match="radius must be between 0 and 1, not 0"):
-        kinkcheck(torch.relu, zeros(), radius=0)
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"radius": 0}, "radius must be between 0 and 1, not 0"),
+        ({"radius": "a"}, "radius must be between 0 and 1, not 'a'"),
+        ({"seed": "a"}, "seed must be a whole number from 0 on, not 'a'"),
+        ({"seed": -1}, "seed must be a whole number from 0 on, not -1"),
+        ({"dtypes": ["float64"]}, r"dtypes must be a torch.dtype or a list of them, not \['float64'\]"),
+        ({"dtypes": [torch.int32]}, "dtypes must be floating-point, and int32 is not"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_in_a_sentence(option, says):
+    with pytest.raises(ValueError, match=f"^kinkcheck: {says}\\.$"):
+        kinkcheck(torch.relu, zeros(), **option)
+
+
+def test_one_dtype_need_not_be_a_list():
+    assert [row.dtype for row in kinkcheck(torch.relu, zeros(), dtypes=torch.float32).rows] == ["float32"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+def test_the_size_of_one_entry_hides_nothing_in_another_in_any_dtype(dtype):
+    fn = lambda x: 1e4 * x[0] + relu_difference(x[1])  # noqa: E731
+    with pytest.raises(KinkError, match=r" 1 away from the Clarke subdifferential\. Along \(0, 1\) it has the slope 0"):
+        kinkcheck(fn, zeros(2), dtypes=dtype)
+
+
+def test_a_thousand_ties_are_within_reach():
+    """All thousand gradients are needed, and found in growing rounds: in seconds."""
+    assert kinkcheck(lambda x: x.amax(), zeros(1000), dtypes=torch.float64)
 
 
 def test_an_unknown_backend_is_named():

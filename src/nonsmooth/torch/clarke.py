@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from nonsmooth.kinks import nearest
 
 __all__ = ["FaultError", "Neighbourhood", "Point", "first_line", "name_of", "vector"]
 
 MOST_OUTPUTS = 64
-MOST_INPUTS = 2048
+MOST_INPUTS = 1024
+MOST_POWER = 0.98
+"""f(x + δu) − f(x) that falls like δ to a power below this, over three decades, is not called Lipschitz."""
+WINDOW = 10.0 ** (-0.2 * np.arange(8))
+EVEN = 1e-4
+"""Entries of a gradient from this share of the largest on are compared with differences as well as the largest is."""
 PATIENCE = 8
 """The rounds of search along the gap that may bring nothing before a derivative is called outside."""
 
 
 class FaultError(Exception):
     """Why there is no Clarke subdifferential to be in, or no way to find it."""
+
+
+class RunError(Exception):
+    """fn itself raised: what it said."""
 
 
 class Point:
@@ -34,6 +46,10 @@ class Point:
     """
 
     def __init__(self, fn: Callable[..., Any], inputs: torch.Tensor | Sequence[Any]) -> None:
+        if not callable(fn):
+            raise ValueError(f"kinkcheck: fn must be a function of the inputs, not {fn!r}.")
+        if not isinstance(inputs, torch.Tensor | list | tuple):
+            raise ValueError(f"kinkcheck: inputs must be a tensor or a tuple of them, not {type(inputs).__name__}.")
         self.fn = fn
         self.inputs = (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
         self.tensors = [t for t in self.inputs if isinstance(t, torch.Tensor) and t.is_floating_point()]
@@ -73,24 +89,43 @@ class Point:
         return made
 
     def outputs(self, run: Callable[..., Any], leaves: list[Any]) -> torch.Tensor:
-        """The floating outputs, one after the other."""
-        made = run(*leaves)
-        made = [made] if isinstance(made, torch.Tensor) else list(made)
-        flat = [y.reshape(-1) for y in made if isinstance(y, torch.Tensor) and y.is_floating_point()]
+        """The floating outputs, one after the other, out of whatever nest; run gets clones, to write into if it likes.
+
+        Integer and boolean tensors, and None, have no derivative and are passed over. Anything else is refused.
+        """
+        try:
+            made = run(*[x.clone() if isinstance(x, torch.Tensor) else x for x in leaves])
+        except Exception as error:
+            raise RunError(first_line(error)) from error
+        found = [y for y in tree_leaves(made) if y is not None]
+        for y in found:
+            if not isinstance(y, torch.Tensor):
+                raise ValueError(
+                    f"kinkcheck: fn returns a {type(y).__name__}, through which nothing can be differentiated; "
+                    "let it return tensors, alone or in tuples, lists and dicts."
+                )
+            if y.is_complex() or y.layout is not torch.strided:
+                kind = "complex" if y.is_complex() else "sparse"
+                raise ValueError(f"kinkcheck: fn returns a {kind} tensor; let it return dense real ones.")
+        flat = [y.reshape(-1) for y in found if y.is_floating_point()]
         if not sum(y.numel() for y in flat):
             raise ValueError("kinkcheck: fn returns no floating-point tensor; there is nothing to differentiate.")
         return torch.cat(flat)
 
-    def gradient(self, y: torch.Tensor, leaves: list[Any], row: int, keep: bool = False) -> np.ndarray:
-        """∇yᵣ as autograd returns it; 0 where fn is cut off from its inputs."""
+    def gradient(
+        self, y: torch.Tensor, leaves: list[Any], row: int, keep: bool = False, factor: float = 1.0
+    ) -> np.ndarray:
+        """factor · ∇yᵣ as autograd returns it; 0 where fn is cut off from its inputs."""
         mine = [leaves[i] for i in self.checked]
         found: Sequence[torch.Tensor | None] = [None] * len(mine)
         if y.requires_grad:
-            found = torch.autograd.grad(y[row], mine, allow_unused=True, retain_graph=keep)
+            found = torch.autograd.grad(
+                y[row], mine, torch.full_like(y[row], factor), allow_unused=True, retain_graph=keep
+            )
         parts = [torch.zeros_like(x) if g is None else g for g, x in zip(found, mine, strict=True)]
         return torch.cat([g.detach().reshape(-1).to("cpu", torch.float64) for g in parts]).numpy()
 
-    def derivative(self, run: Callable[..., Any], dtype: torch.dtype, rows: np.ndarray) -> np.ndarray:
+    def derivative(self, run: Callable[..., Any], dtype: torch.dtype, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """The Jacobian's rows at the point itself. Compiled graphs may be walked once only: each row runs anew."""
         found = []
         for row in rows:
@@ -104,12 +139,13 @@ class Neighbourhood:
 
     `gradients[r]` are those of output `rows[r]` in z, `seen[r]` the directions in which they were found; conv of the
     first is, up to sampling, the Clarke subdifferential. Each is compared with differences of fn. Raises FaultError
-    where fn is not finite, continuous and Lipschitz, or its derivative is wrong beside the point.
+    where fn is not finite, continuous and Lipschitz, as far as samples show, or its derivative is wrong beside the
+    point; ValueError where fn is random or cannot be run.
 
     >>> around = Neighbourhood(Point(torch.abs, torch.zeros(())), 1e-6, np.random.default_rng(0))
     >>> sorted({float(g) for (g,) in around.gradients[0]})
     [-1.0, 1.0]
-    >>> around.gap(0, np.array([1.5])).round(12).tolist()
+    >>> around.gap(0, np.array([1.5]), 1.0).round(12).tolist()
     [0.5]
     """
 
@@ -118,8 +154,6 @@ class Neighbourhood:
         self.S = np.maximum(1.0, np.abs(point.x))
         self.n = len(point.x)
         self.value = self.at(np.zeros(self.n))
-        if not np.array_equal(self.value, self.at(np.zeros(self.n)), equal_nan=True):
-            raise ValueError("kinkcheck: fn returns other values when called again; seed what is random in it.")
         if not np.isfinite(self.value).all():
             raise FaultError(f"fn is not finite at this point: it returns {vector(self.value)}.")
         m = len(self.value)
@@ -127,12 +161,18 @@ class Neighbourhood:
         self.gradients: list[list[np.ndarray]] = [[] for _ in self.rows]
         self.seen: list[list[np.ndarray]] = [[] for _ in self.rows]
         directions = self._directions()
+        self._need_determinism([np.zeros(self.n), *(radius * u for u in [*directions[:4], *directions[-2:]])])
         self._need_lipschitz(directions)
         for u in directions:
             self._sample(u, range(len(self.rows)))
         lacking = [int(r) for r, found in zip(self.rows, self.gradients, strict=True) if not found]
         if lacking:
-            raise FaultError(f"no point at which output {lacking[0]} is differentiable was found beside this one.")
+            raise FaultError(
+                f"the sampled slopes of output {lacking[0]} do not settle: at none of the points beside this one do "
+                f"differences on both sides agree with each other and with autograd, down to lengths of "
+                f"{1e-4 * radius:.0e}."
+            )
+        self.roundings: dict[int, np.ndarray] = {}
         self.variation = self._variation(directions[:16])
 
     def at(self, z: np.ndarray) -> np.ndarray:
@@ -144,10 +184,11 @@ class Neighbourhood:
         leaves = self.point.leaves(torch.float64, self.point.x + self.S * z)
         try:
             y = self.point.outputs(self.point.fn, leaves)
-        except (RuntimeError, TypeError) as error:
+        except RunError as error:
+            of_dtypes = re.search("dtype|Float|Double|Half|scalar type", str(error))
+            advice = "let its constants take the dtype of its inputs" if of_dtypes else "let it take these inputs"
             raise ValueError(
-                f"kinkcheck: fn does not run in float64, in which its slopes are sampled ({first_line(error)}); "
-                "let its constants take the dtype of its inputs."
+                f"kinkcheck: fn does not run in float64, in which its slopes are sampled ({error}); {advice}."
             ) from error
         if y.dtype != torch.float64:
             raise ValueError(
@@ -163,25 +204,48 @@ class Neighbourhood:
         ones = np.ones((1, self.n)) + 0.05 * self.rng.standard_normal((1, self.n))
         return [sign * u / np.linalg.norm(u) for u in np.vstack([random, near_axes, ones]) for sign in (1.0, -1.0)]
 
-    def _need_lipschitz(self, directions: list[np.ndarray]) -> None:
-        """|f(x + δu) − f(x)| must fall like δ; as it does over the last two orders of magnitude."""
-        far, near = 0.1 * self.radius, 1e-3 * self.radius
-        moved = np.abs([[self.at(delta * u) - self.value for u in directions] for delta in (far, near)])
-        outside = ~np.isfinite(moved).all(axis=(0, 1))
-        large, small = np.nan_to_num(moved, nan=0.0, posinf=0.0).max(axis=1)
-        noise = 1e3 * np.finfo(float).eps * np.abs(self.value)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            exponent = np.where(small > np.maximum(noise, 1e-300), np.log(large / small) / np.log(far / near), 1.0)
-        for i, alpha in enumerate(exponent):
-            if alpha < 0.1:
-                raise FaultError(
-                    f"fn is discontinuous at this point: output {i} jumps by {small[i]:.3g} within a distance of "
-                    f"{near:.0e}; there is no Clarke subdifferential."
+    def _need_determinism(self, places: list[np.ndarray]) -> None:
+        """The same values and slopes twice: at the point, and beside it, where what is random may not vanish."""
+        for z in places:
+            if not np.array_equal(self.at(z), self.at(z), equal_nan=True):
+                raise ValueError(
+                    "kinkcheck: fn is random: it returns other values when called again at "
+                    f"x = {vector(self.point.x + self.S * z)}; seed what is random in it."
                 )
-            if alpha < 0.95:
+            y, leaves = self._forward(z)
+            once, again = (self.point.gradient(y, leaves, int(self.rows[0]), keep=True) for _ in range(2))
+            if not np.array_equal(once, again, equal_nan=True):
+                raise ValueError("kinkcheck: the derivative of fn is random; seed what is random in its backward.")
+
+    def _need_lipschitz(self, directions: list[np.ndarray]) -> None:
+        """|f(x + δu) − f(x)|/δ must not go on growing as δ falls.
+
+        Its largest values within three windows of δ are compared, each of 1.4 decades, so that slopes which only
+        oscillate, as those of x·sin(log|x|), come round.
+        """
+        starts = [share * self.radius for share in (1e-1, 1e-2 / math.sqrt(10), 1e-4)]
+        some = [*directions[:10], *directions[32:38], *directions[-2:]]
+        moved = np.abs([[[self.at(d * u) for u in some] for d in start * WINDOW] for start in starts] - self.value)
+        border = np.array([self.at(starts[0] * u) for u in directions])
+        outside = ~(np.isfinite(moved).all(axis=(0, 1, 2)) & np.isfinite(border).all(axis=0))
+        moved = np.nan_to_num(moved, nan=0.0, posinf=0.0).max(axis=2)
+        slopes = (moved / (np.array(starts)[:, None, None] * WINDOW[:, None])).max(axis=1)
+        clear = moved.max(axis=1) > np.maximum(1e3 * np.finfo(float).eps * np.abs(self.value), 1e-300)
+        for i in np.flatnonzero(clear[:2].all(axis=0)):
+            known = slopes[:, i] if clear[2, i] else slopes[:2, i]
+            powers = 1 - np.log(known[1:] / known[:-1]) / math.log(10**1.5)
+            last = starts[len(known) - 1]
+            if powers.max() < 0.1:
                 raise FaultError(
-                    f"fn is not Lipschitz at this point: output {i} moves like distance^{alpha:.2f}, with slopes up to "
-                    f"{small[i] / near:.1e} at a distance of {near:.0e}; there is no Clarke subdifferential."
+                    f"fn is discontinuous at this point, as it seems: output {i} jumps by "
+                    f"{moved[len(known) - 1, :, i].max():.3g} within a distance of {last:.0e}; "
+                    "there is no Clarke subdifferential."
+                )
+            if powers.max() < MOST_POWER:
+                raise FaultError(
+                    f"fn is not Lipschitz at this point, as it seems: its slopes grow as δ falls, and output {i} moves "
+                    f"like δ^{powers[-1]:.2f}, by up to {known[0]:.3g} δ at δ = {starts[0]:.0e} and {known[-1]:.3g} δ "
+                    f"at {last:.0e}; there is no Clarke subdifferential."
                 )
         if outside.any():
             raise FaultError(
@@ -199,9 +263,10 @@ class Neighbourhood:
         steps = [share * self.radius for share in (1e-2, 1e-4)]  # the longer one rounds less, the shorter one sees less
         slopes = [((self.at(z + h * w) - value) / h, (value - self.at(z - h * w)) / h) for h in steps]
         new = []
-        for r in chosen:
+        jacobian = np.array([self.S * self.point.gradient(y, leaves, int(self.rows[r]), keep=True) for r in chosen])
+        self._compare_evenly(z, value, chosen, jacobian, w)
+        for r, g in zip(chosen, jacobian, strict=True):
             row = int(self.rows[r])
-            g = self.S * self.point.gradient(y, leaves, row, keep=True)
             wrong = []
             for h, (ahead, behind) in zip(steps, slopes, strict=True):
                 a, b, slope = ahead[row], behind[row], (ahead[row] + behind[row]) / 2
@@ -218,15 +283,41 @@ class Neighbourhood:
                 break
             else:
                 if len(wrong) == len(steps) and abs(wrong[0] - wrong[1]) <= allowed:
-                    raise FaultError(
-                        f"the derivative is wrong beside the kink too: at x = {vector(self.point.x + self.S * z)} "
-                        f"autograd gives output {row} the slope {g @ w:.4g} along {vector(self.S * w)}, where fn has "
-                        f"{wrong[-1]:.4g}; torch.autograd.gradcheck tests that."
-                    )
+                    raise self._wrong_beside(z, row, g @ w, w, wrong[-1])
         return new
 
+    def _compare_evenly(
+        self, z: np.ndarray, value: np.ndarray, chosen: Sequence[int], jacobian: np.ndarray, w: np.ndarray
+    ) -> None:
+        """Differences along a direction to which all entries of a gradient add alike, the small ones as the large."""
+        size = np.linalg.norm(jacobian, axis=0)
+        if self.n == 1 or not 0 < size.max() < math.inf:
+            return
+        w = w / np.maximum(size, EVEN * size.max())
+        w /= np.linalg.norm(w)
+        steps = [share * self.radius for share in (3e-2, 1e-2)]
+        slopes = [((self.at(z + h * w) - value) / h, (value - self.at(z - h * w)) / h) for h in steps]
+        at = np.abs(self.point.x / self.S)
+        for r, g in zip(chosen, jacobian, strict=True):
+            row, wrong = int(self.rows[r]), []
+            for h, (ahead, behind) in zip(steps, slopes, strict=True):
+                a, b, slope = ahead[row], behind[row], (ahead[row] + behind[row]) / 2
+                noise = np.finfo(float).eps * (32 * abs(value[row]) + 4 * np.linalg.norm(g * at)) / h
+                allowed = noise + 1e-3 * np.nan_to_num([np.abs(g * w).max(), abs(a), abs(b)]).max()
+                if abs(a - b) <= allowed < abs(slope - g @ w):
+                    wrong.append(slope)
+            if len(wrong) == len(steps) and abs(wrong[0] - wrong[1]) <= allowed:
+                raise self._wrong_beside(z, row, g @ w, w, wrong[-1])
+
+    def _wrong_beside(self, z: np.ndarray, row: int, returned: float, w: np.ndarray, slope: float) -> FaultError:
+        return FaultError(
+            f"the derivative is wrong beside the kink too: at x = {vector(self.point.x + self.S * z)} autograd gives "
+            f"output {row} the slope {returned:.4g} along {vector(self.S * w)}, where fn has {slope:.4g}; "
+            "torch.autograd.gradcheck tests that."
+        )
+
     def _variation(self, directions: list[np.ndarray]) -> np.ndarray:
-        """How much a gradient changes within its piece over half the radius: the median over directions."""
+        """Entry by entry, how a gradient changes within its piece over half the radius: the median over directions."""
         changes = []
         for u in directions:
             jacobians = []
@@ -234,30 +325,64 @@ class Neighbourhood:
                 y, leaves = self._forward(delta * u)
                 rows = [self.S * self.point.gradient(y, leaves, int(r), keep=True) for r in self.rows]
                 jacobians.append(np.array(rows))
-            changes.append(np.linalg.norm(jacobians[0] - jacobians[1], axis=1))
+            changes.append(np.abs(jacobians[0] - jacobians[1]))
         return np.median(changes, axis=0)
 
-    def tolerance(self, r: int, v: np.ndarray, eps: float) -> float:
-        largest = max(np.linalg.norm(self.gradients[r], axis=1).max(), np.linalg.norm(v))
-        return float((1e-4 + 16 * eps) * largest + 8 * eps + 2 * self.variation[r])
+    def rounding(self, r: int) -> np.ndarray:
+        """What rounding does to each entry of a gradient, in units of eps: the most of float32 against float64.
 
-    def gap(self, r: int, v: np.ndarray) -> np.ndarray:
-        """v − p, p the point of conv(gradients) nearest to v."""
-        return v - nearest(list({g.round(12).tobytes(): g for g in self.gradients[r]}.values()), v)
+        At 32 points that both represent, farther away. An error too large for rounding is another piece, and left out.
+        At least 1/16; max(1, |f|) where fn does not run in float32.
+        """
+        if r not in self.roundings:
+            row, eps = int(self.rows[r]), torch.finfo(torch.float32).eps
+            unit = max(1.0, abs(float(self.value[row])))
+            most = 64 * max(unit, float(np.linalg.norm(self.gradients[r], axis=1).max()))
+            errors = []
+            for u in self._directions()[:32]:
+                x = (self.point.x + self.S * u / 256).astype(np.float32).astype(float)
+                factor = float(np.float32(self.rng.uniform(1.0, 2.0)))  # rounds anew where the gradient is constant
+                both = []
+                with contextlib.suppress(Exception):
+                    for dtype in (torch.float32, torch.float64):
+                        leaves = self.point.leaves(dtype, x)
+                        y = self.point.outputs(self.point.fn, leaves)
+                        both.append(self.point.gradient(y, leaves, row, factor=factor))
+                    errors.append(self.S * np.abs(both[0] - both[1]) / eps)
+            finite = [e for e in errors if np.isfinite(e).all()] or [np.full(self.n, unit)]
+            self.roundings[r] = np.max([np.where(e > most, 0.0, e) for e in finite], axis=0).clip(1 / 16)
+        return self.roundings[r]
 
-    def searched_gap(self, r: int, v: np.ndarray, tolerance: float) -> np.ndarray:
+    def tolerance(self, r: int, v: np.ndarray, dtype: torch.dtype, rounding: bool) -> np.ndarray:
+        """Entry by entry, so that the size of one hides nothing in another."""
+        info = torch.finfo(dtype)
+        largest = np.maximum(np.abs(self.gradients[r]).max(axis=0), np.abs(v))
+        allowed = (1e-4 + 16 * info.eps) * largest + 8 * self.variation[r] + info.tiny * self.S
+        return allowed + 16 * info.eps * self.rounding(r) if rounding else allowed
+
+    def gap(self, r: int, v: np.ndarray, tolerance: np.ndarray | float) -> np.ndarray:
+        """v − p, p the point of conv(gradients) nearest to v, each entry measured in its own tolerance."""
+        found = np.array(self.gradients[r])
+        keys = (found / np.maximum(np.abs(found).max(axis=0), 1e-300)).round(9) + 0.0
+        some = np.array(list({key.tobytes(): g for key, g in zip(keys, found, strict=True)}.values()))
+        return v - tolerance * nearest(some / tolerance, v / tolerance)
+
+    def searched_gap(self, r: int, v: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
         """The gap, after more gradients were sought along it while it was longer than the tolerance."""
-        idle = 0
+        idle, more = 0, 1
         while True:
-            gap = self.gap(r, v)
-            length = np.linalg.norm(gap)
-            if length <= tolerance or idle >= PATIENCE:
+            gap = self.gap(r, v, tolerance)
+            units = gap / tolerance
+            if np.abs(units).max() <= 1 or idle >= PATIENCE:
                 return gap
-            reach = np.array(self.gradients[r]) @ (gap / length)
+            normal = units / tolerance / np.linalg.norm(units)  # p is where ⟨·, normal⟩ is largest in the hull
+            reach = np.array(self.gradients[r]) @ normal
             leader = self.seen[r][int(np.argmax(reach))]
-            found = [g for u in self._towards(gap / length, leader) for g in self._sample(u, [r])]
-            gained = max((g @ gap / length for g in found), default=-math.inf) - reach.max()
-            idle = 0 if gained > 1e-2 * tolerance else idle + 1
+            ways = [np.where(np.abs(units) > 1, normal, 0.0), gap]
+            tried = [u for _ in range(more) for d in ways for u in self._towards(d / np.linalg.norm(d), leader)]
+            found = [g for u in tried for g in self._sample(u, [r])]
+            gained = max((g @ normal for g in found), default=-math.inf) - reach.max()
+            idle, more = (0, min(2 * more, 1 + self.n // 32)) if gained > 1e-2 else (idle + 1, 1)
 
     def _towards(self, d: np.ndarray, leader: np.ndarray) -> list[np.ndarray]:
         """Where gradients far along d may be: at ±d for convex and concave pieces, near the best direction so far."""
