@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,9 +155,38 @@ def test_an_interruption_leaves_the_earlier_files_as_they_were(tiny, tmp_path):
     running.reproduce(tmp_path)
     before = contents(tmp_path)
     tiny["a"], tiny["raise"] = 5.0, KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r" is as it was before\.$"):
         running.reproduce(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_an_interruption_between_figures_and_rows_is_said(tiny, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    running.reproduce(tmp_path)
+    monkeypatch.setattr(running, "write_rows", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r" holds new figures with old rows; run the same again\.$"):
+        running.reproduce(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", '{"claim": ["a"]}'])
+def test_earlier_rows_are_read_before_anything_runs(tiny, tmp_path, line):
+    (tmp_path / "verdicts.jsonl").write_text(line)
+    tiny["raise"] = AssertionError("a claim was run")
+    with pytest.raises(ValueError, match=r"verdicts\.jsonl: line 1 is not "):
+        running.reproduce(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["verdicts.jsonl"]
+
+
+def test_what_a_killed_run_left_is_removed_and_a_living_ones_is_not(tiny, tmp_path):
+    killed = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    stem = running.STAGING + platform.node()
+    names = {f"{stem}-{pid}-x" for pid in (killed.stdout.strip(), os.getppid())} | {running.STAGING + "elsewhere-1-x"}
+    for name in names:
+        (tmp_path / name / "figures").mkdir(parents=True)
+    running.reproduce(tmp_path)
+    assert {p.name for p in tmp_path.glob(".*")} == names - {f"{stem}-{killed.stdout.strip()}-x"}
 
 
 def test_an_experiment_that_raises_costs_its_own_row_only(tiny, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import xarray as xr
@@ -103,6 +106,16 @@ def test_wrong_input_ends_in_one_sentence(tmp_path, arguments, says):
         ("lr = [1e-3, 1e-4]", "lr = []", r"RMSProp: lr is empty; give at least one value\."),
         ("[0.01, 10, 3]", "[0.01, 10]", r"lam: geomspace takes \[from, to, count\]"),
         ("[0.01, 10, 3]", '["a", 10, 3]', r"lam: geomspace takes \[from, to, count\]"),
+        ("[0.01, 10, 3]", "[0, 10, 3]", r"lam: geomspace takes ends above 0, not 0 and 10; see linspace\."),
+        ("n = 20", "n = [10, 20]", r"random_least_squares: n must be a whole number, 1 or above, not \[10, 20\]\."),
+        ("n = 20", "n = { linspace = [1, 9, 3] }", r"n must be a whole number, .* not an array of shape \(3,\)\."),
+        ("n = 20", 'seed = "a"', r"random_least_squares: seed must be a whole number, 0 or above, not 'a'\."),
+        ("n = 20", 'loss = "Foo"', r"there is no loss 'Foo'; choose from Logistic, Hinge\."),
+        (
+            "[1e-3, 1e-4]",
+            '{ name = "Cosine", lr = 0.1, steps = "a" }',
+            r"Cosine: steps must be a whole number, not 'a'\.",
+        ),
         ("[run]", "[runs]", r"unknown section 'runs'; use objective, rule, penalty, run\."),
         ("[objective]", "[objective", r"is not TOML"),
     ],
@@ -126,6 +139,35 @@ def test_parts_nest_and_data_may_stand_in_the_file(tmp_path):
         "objective": LeastSquares([[1.0, 0.0], [0.0, 1.0]], [1.0, 2.0]),
         "rule": Averaging(Gradient(lr=Cosine(lr=0.1, steps=100))),
     }
+
+
+@pytest.mark.parametrize("command", [["claims"], ["show", "edge/huber-orbits"], ["reproduce", "--only", "l1/*"]])
+def test_a_damaged_row_is_one_sentence(tmp_path, command):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verdicts.jsonl").write_text('{"claim": "edge/huber-orbits"}')
+    done = nonsmooth(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "the row of 'edge/huber-orbits' has no 'says'; run the claim again."
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["verdicts.jsonl"]
+
+
+def test_an_interruption_ends_at_once_and_says_what_is_left(tmp_path):
+    arguments = ["reproduce", "--only", "edge/huber*", "--only", "convergence/floor*"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "nonsmooth", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert "edge/huber-orbits" in running.stdout.readline()
+    began = time.perf_counter()
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130 and said == "Interrupted; out is as it was before.\n"
+    assert time.perf_counter() - began < 5
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_missing_extra_is_named_with_the_command_that_adds_it(tmp_path):

@@ -176,8 +176,8 @@ def test_rows_survive_the_disk_and_a_failed_write_leaves_the_old_ones(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"rows.jsonl: line 2 is not JSON \(.*\); delete it or run the claims again\."),
-        ("[1]", r"rows.jsonl: line 2 is not a row of the ledger; delete it or run the claims again\."),
+        ("{", r"rows.jsonl: line 2 is not JSON \(.*\); delete that line, then run the claim again\."),
+        ("[1]", r"rows.jsonl: line 2 is not a row of the ledger; delete that line, then run the claim again\."),
     ],
 )
 def test_a_broken_file_of_rows_is_named_with_its_line(tmp_path, line, message):

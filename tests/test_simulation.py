@@ -8,9 +8,12 @@ import re
 import resource
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,11 +37,13 @@ from nonsmooth.objectives import (
     MaxQuadratic,
     PseudoHuber,
     Quadratic,
+    breast_cancer,
     diabetes,
     random_least_squares,
     subgradient_hard_instance,
+    subgradient_last_iterate_instance,
 )
-from nonsmooth.penalties import L1, ElasticNet, GroupLasso, Penalty, SquaredL2
+from nonsmooth.penalties import L1, MCP, ElasticNet, GroupLasso, Penalty, SquaredL2
 from nonsmooth.rules import (
     FISTA,
     Adagrad,
@@ -416,7 +421,9 @@ def test_minimise_states_its_residual_and_says_when_it_fails():
         assert residual == pytest.approx(float(solved.residual[i]), abs=1e-12)
         assert residual < 1e-9
     steep = LeastSquares(np.diag(np.geomspace(1e-4, 1, 30)), np.ones(30))
-    with pytest.raises(ArithmeticError, match=r"^minimise: the residual is \S+ after 2000 steps, not 1\.0e-10\.$"):
+    with pytest.raises(
+        ArithmeticError, match=r"^minimise: the residual is \S+ after 2000 steps, not 1\.0e-10; pass f_star="
+    ):
         minimise(steep, max_steps=2000)
 
 
@@ -503,6 +510,30 @@ def test_a_missing_extra_is_named_with_its_cure():
         ns.simulated  # noqa: B018
 
 
+def test_a_thread_that_is_told_to_stop_ends_its_simulation():
+    stop = threading.Event()
+
+    def stops(m):
+        stop.set()  # while the program is being compiled: the simulation has begun
+        return m.value
+
+    def run():
+        pace.STOP.set(stop)
+        simulate(Huber(), Gradient(0.1), steps=10**9, tail=1, record=stops)
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(run).exception(timeout=60)
+    assert isinstance(ended, KeyboardInterrupt)
+    simulate(Huber(), Gradient(0.1), steps=1)  # and no other thread's
+
+
+def test_memory_is_asked_for_where_linux_does_not_say(monkeypatch):
+    monkeypatch.setattr(pace, "Path", lambda _: Path("no-such-file"))
+    pace.need_memory(2**30, "1 run", "take fewer")
+    monkeypatch.delattr(pace.os, "sysconf")
+    pace.need_memory(2**62, "1 run", "take fewer")
+
+
 def test_long_work_shows_its_progress(capsys, monkeypatch):
     clock = count(step=3)
     monkeypatch.setattr(pace.time, "perf_counter", lambda: float(next(clock)))
@@ -529,6 +560,16 @@ class ProxOnly(Penalty):
 def call(**changes):
     given = {"objective": TALL, "rule": Gradient(0.1), "steps": 10} | changes
     return lambda: simulate(given.pop("objective"), given.pop("rule"), **given)
+
+
+def named(name):
+    """A measure called so."""
+
+    def measure(m):
+        return m.value
+
+    measure.__name__ = name
+    return measure
 
 
 BAD: dict[str, tuple[Any, str]] = {
@@ -584,12 +625,99 @@ BAD: dict[str, tuple[Any, str]] = {
     "tail": (call(tail=0), "simulate: tail must be a whole number, 1 or above, not 0."),
     "no-seeds": (
         call(seeds=0),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 up, not 0.",
+        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not 0.",
     ),
-    "seeds": (call(seeds=-2), "simulate: seeds must be a count above 0 or a list of whole numbers from 0 up, not -2."),
+    "seeds": (
+        call(seeds=-2),
+        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not -2.",
+    ),
     "seed": (
         call(seeds=[1, -1]),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 up, not [1, -1].",
+        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not [1, -1].",
+    ),
+    "seed-word": (
+        call(seeds="a"),
+        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not 'a'.",
+    ),
+    "seed-large": (
+        call(seeds=[2**53 + 1]),
+        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not [9007199254740993].",
+    ),
+    "seed-twice": (call(seeds=[1, 2, 1]), "simulate: seeds holds 1 more than once; give each once."),
+    "seeds-many": (call(seeds=10**14), "simulate: the starts of 100000000000000 seeds need 4800000 GB of memory, more"),
+    "steps-many": (call(steps=2**60), f"simulate: steps must be a whole number, 1 or above, not {2**60}."),
+    "records": (
+        call(steps=10**13),
+        "simulate: the records of 10000000000000 steps need 160000 GB of memory, more than is free; keep fewer steps "
+        "by tail= or every=.",
+    ),
+    "grid": (
+        call(rule=Gradient(np.full(10**6, 0.1)), penalty=L1(np.ones(10**6))),
+        "simulate: 1000000000000 runs from 6 coordinates need 208000 GB of memory, more than is free; take fewer",
+    ),
+    "start-word": (call(x0="a"), "simulate: x0 must hold real numbers, not 'a'."),
+    "start-complex": (call(x0=1j), "simulate: x0 must hold real numbers, not 1j."),
+    "start-labelled-complex": (
+        call(x0=array(np.full(6, 1j), "point")),
+        "simulate: x0 must hold real numbers, not an array of shape (6,).",
+    ),
+    "minimum-nan": (call(f_star=np.nan), "simulate: f_star must be a finite number, not nan."),
+    "minimum-plane": (
+        call(f_star=np.zeros(2)),
+        "simulate: f_star must be a finite number, not an array of shape (2,).",
+    ),
+    "minimum-word": (call(f_star="a"), "simulate: f_star must be a finite number, not 'a'."),
+    "lambdas": (
+        call(record=[lambda m: m.value, lambda m: m.loss]),
+        "record: two functions are called '<lambda>'; give each its own name by def.",
+    ),
+    **{
+        f"name-{name}": (
+            call(rule=Gradient([0.1, 0.2]), record=named(name)),
+            f"record: {name!r} is what every run or a field of this one is called; rename it.",
+        )
+        for name in ("x_final", "diverged_at", "step", "coordinate", "lr")
+    },
+    "curvature": (
+        lambda: orbit_curvature(simulate(TALL, Gradient(0.1), steps=1)),
+        'orbit_curvature: simulate with record=("grad_change_sq", "grad_change_dot_step").',
+    ),
+    "flag": (lambda: RMSProp(centered="no"), "RMSProp: centered must be True or False, not 'no'."),
+    "flags": (lambda: Adam(amsgrad=[True, False]), "Adam: amsgrad must be True or False, not [True, False]."),
+    "half-steps": (lambda: Cosine(1.0, 10.5), "Cosine: steps must be a whole number, not 10.5."),
+    "step-word": (lambda: Cosine(1.0, "a"), "Cosine: steps must be a whole number, not 'a'."),
+    "half-decay": (lambda: StepDecay(1.0, every=1.5), "StepDecay: every must be a whole number, not 1.5."),
+    "complex-data": (
+        lambda: LeastSquares(np.array([[1j]]), [1.0]),
+        "LeastSquares: X must be an array of finite numbers, not [[1j]].",
+    ),
+    "features": (
+        lambda: breast_cancer(features=100),
+        "breast_cancer: features must be a whole number, from 1 to 30, not 100.",
+    ),
+    "features-negative": (
+        lambda: breast_cancer(features=-5),
+        "breast_cancer: features must be a whole number, from 1 to 30, not -5.",
+    ),
+    "loss-word": (
+        lambda: breast_cancer("Foo"),
+        "breast_cancer: loss must be a class, Logistic or Hinge, not 'Foo'.",
+    ),
+    "worst-0": (
+        lambda: subgradient_last_iterate_instance(0),
+        "subgradient_last_iterate_instance: n must be a whole number, from 1 to 80, not 0.",
+    ),
+    "worst-100": (
+        lambda: subgradient_last_iterate_instance(100),
+        "subgradient_last_iterate_instance: n must be a whole number, from 1 to 80, not 100.",
+    ),
+    "rows-list": (
+        lambda: random_least_squares(n=[10, 20]),
+        "random_least_squares: n must be a whole number, 1 or above, not [10, 20].",
+    ),
+    "gap-nonconvex": (
+        call(penalty=MCP(1.0, gamma=3.0), record="gap"),
+        "MCP is not convex, so its minimum is not computed; pass f_star=.",
     ),
     "penalty-by": (call(penalty_by="porx"), "simulate: penalty_by must be 'autograd' or 'prox', not 'porx'."),
     "objective": (call(objective="lasso"), "simulate: objective must be one of nonsmooth's, not str."),

@@ -7,6 +7,10 @@ wrong or a part is not installed; 3, --strict and a claim is not supported; 130,
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +33,9 @@ errors = Console(stderr=True)
 COLOURS = {"supported": "green", "refuted": "red", "undecided": "yellow"}
 SIGNS = {"supported": "✓", "refuted": "✗", "undecided": "?"}
 
+SHOWN = 60
+"""The most rows of means that `simulate` prints."""
+
 Out = Annotated[Path, typer.Option("--out", help="The folder of the rows, figures, datasets and report.")]
 
 
@@ -38,14 +45,20 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as missing:
-        errors.print(f"{missing.name} is not installed; run: pip install 'nonsmooth\\[lab]'")
+        said = f"{missing.name} is not installed; run: pip install 'nonsmooth[lab]'" if missing.name else str(missing)
+        errors.print(escape(said))
         raise typer.Exit(2) from None
-    except (ValueError, OSError) as wrong:
+    except (ValueError, OSError, ArithmeticError) as wrong:
         errors.print(escape(str(wrong)))
         raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        errors.print("Interrupted; what was there before is untouched.")
-        raise typer.Exit(130) from None
+    except MemoryError:
+        errors.print("There is not enough memory for this; ask for fewer values, seeds or steps.")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        errors.print(escape(f"Interrupted; {interrupt}" if str(interrupt) else "Interrupted."))
+        sys.stdout.flush()
+        os._exit(130)  # a plain exit would wait for threads that are in compiled code
 
 
 @app.command()
@@ -59,12 +72,15 @@ def reproduce(
     """Test the claims and write verdicts, figures, datasets and the report."""
     with sentences():
         import nonsmooth.claims  # noqa: F401
-        from nonsmooth.claims.reproduce import ExperimentError, select
+        from nonsmooth.claims.reproduce import ExperimentError, kept_rows, select
         from nonsmooth.claims.reproduce import reproduce as run
         from nonsmooth.report import write_report
+        from nonsmooth.report.rows import check_rows
 
         patterns = only or ["*"]
-        began, count = time.perf_counter(), len(select(patterns))
+        chosen = select(patterns)
+        check_rows(list(kept_rows(out, chosen).values()))
+        began, count = time.perf_counter(), len(chosen)
         failure: ExperimentError | None = None
         with screen.status(f"testing {count} claims") as status:
 
@@ -78,7 +94,10 @@ def reproduce(
                 run(out, patterns, full, seed, tell)
             except ExperimentError as error:
                 failure = error
-        page = write_report(out)
+        try:
+            page = write_report(out)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the verdicts are in {out}; for the page run: nonsmooth report {out}") from None
         rows = read_rows(out / "verdicts.jsonl")
         _print_sentences(rows)
         screen.print(f"\n{len(rows)} claims in {time.perf_counter() - began:.0f} s. Open [bold]{escape(str(page))}[/]")
@@ -95,11 +114,7 @@ def claims(out: Out = Path("out")) -> None:
     with sentences():
         import nonsmooth.claims  # noqa: F401
 
-        found = (
-            {row["claim"]: row for row in read_rows(out / "verdicts.jsonl")}
-            if (out / "verdicts.jsonl").exists()
-            else {}
-        )
+        found = {row["claim"]: row for row in _rows(out)} if (out / "verdicts.jsonl").exists() else {}
         table = Table("verdict", "claim", "says", show_lines=True)
         for claim in CLAIMS.values():
             verdict = found[claim.id]["verdict"] if claim.id in found else ""
@@ -117,7 +132,7 @@ def show(claim: str, out: Out = Path("out")) -> None:
             raise ValueError(f"there is no claim {claim!r}; `nonsmooth claims` lists them.")
         this = CLAIMS[claim]
         screen.print(f"[bold]{claim}[/]\n{escape(this.says)}\n[dim]{escape(this.source)}[/]")
-        rows = [row for row in read_rows(out / "verdicts.jsonl") if row["claim"] == claim]
+        rows = [row for row in _rows(out) if row["claim"] == claim]
         if not rows:
             raise ValueError(f"{claim} has not been run into {out}; run: nonsmooth reproduce --only '{claim}'")
         _print_row(rows[0])
@@ -133,11 +148,24 @@ def simulate(
         from nonsmooth.config import read_config
         from nonsmooth.simulation import simulate as run
 
-        if out is not None and out.exists():
-            raise ValueError(f"{out}: exists already; name another place with --out.")
-        dataset = run(**read_config(config))
-        if out is not None:
+        settings = read_config(config)
+        if out is None:
+            _print_dataset(run(**settings))
+            return
+        try:
+            out.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ValueError(f"{out}: exists already; name another place with --out.") from error
+        except OSError as error:
+            raise ValueError(f"{out}: cannot be written ({error.strerror}); name another place with --out.") from error
+        try:
+            dataset = run(**settings)
             dataset.to_zarr(out, consolidated=False)
+        except BaseException as error:
+            shutil.rmtree(out, ignore_errors=True)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt("nothing was written.") from error
+            raise
         _print_dataset(dataset)
 
 
@@ -150,6 +178,14 @@ def report(
         from nonsmooth.report import write_report
 
         screen.print(f"Open [bold]{escape(str(write_report(folder)))}[/]")
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    from nonsmooth.report.rows import check_rows
+
+    rows = read_rows(out / "verdicts.jsonl")
+    check_rows(rows)
+    return rows
 
 
 def _badge(verdict: str) -> str:
@@ -179,21 +215,22 @@ def _print_row(row: dict[str, Any]) -> None:
 
 def _print_dataset(dataset: Any) -> None:
     """The mean of each recorded variable over its last half, for each combination of hyper-parameters."""
-    late = dataset.isel(step=slice(dataset.sizes["step"] // 2, None)).mean(
-        [d for d in ("step", "seed") if d in dataset.dims]
-    )
-    names = [name for name in late.data_vars if "coordinate" not in late[name].dims and name != "diverged_at"]
-    table = Table(
-        *map(str, late.sizes if names else ()), *map(str, names), title="means over the last half of the steps"
-    )
-    frame = late[names].drop_vars([c for c in late.coords if c not in late.dims]).to_dataframe()
-    for index, values in frame.head(60).iterrows():
-        labels = index if isinstance(index, tuple) else (index,) if frame.index.name else ()
-        table.add_row(*(f"{v:.4g}" for v in (*labels, *values)))
-    screen.print(table)
+    swept = [str(dim) for dim in dataset.diverged_at.dims if dim != "seed"]
+    late = dataset.isel(step=slice(dataset.sizes["step"] // 2, None)).drop_vars(["x_final", "diverged_at"])
+    means = late.mean([dim for dim in ("step", "seed") if dim in late.dims])
+    names = [name for name, values in means.data_vars.items() if set(values.dims) <= set(swept)]
+    if names:
+        columns = [means[name].broadcast_like(means[names]).transpose(*swept).values.ravel() for name in names]
+        labels = itertools.product(*(means[dim].values for dim in swept))  # a dimension without labels counts from 0
+        table = Table(*map(escape, swept), *map(str, names), title="means over the last half of the steps")
+        for row in itertools.islice(zip(labels, *columns, strict=True), SHOWN):
+            table.add_row(*(f"{value:.4g}" for value in (*row[0], *row[1:])))
+        screen.print(table)
+        if len(columns[0]) > SHOWN:
+            screen.print(f"… and {len(columns[0]) - SHOWN} rows more; --out keeps them all.")
     lost = int(dataset.diverged_at.notnull().sum())
     runs = int(dataset.diverged_at.size)
-    screen.print(f"{runs} runs × {int(dataset.step[-1])} steps" + (f", {lost} diverged" if lost else ""))
+    screen.print(f"{runs} runs × {dataset.attrs['steps']} steps" + (f", {lost} diverged" if lost else ""))
 
 
 def main() -> None:

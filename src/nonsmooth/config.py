@@ -93,11 +93,15 @@ def _part(module: ModuleType, kind: str, table: Any) -> Any:
 
 
 def _field(module: ModuleType, key: str, value: Any) -> Any:
-    if key == "loss" and value in LOSSES:
+    if key == "loss":
+        if not isinstance(value, str) or value not in LOSSES:
+            raise ValueError(f"there is no loss {value!r}; choose from {', '.join(LOSSES)}.")
         return LOSSES[value]
     if isinstance(value, dict) and len(value) == 1 and (axis := next(iter(value))) in AXES:
         match value[axis]:
             case [int() | float() as low, int() | float() as high, int() as count] if 1 <= count <= 10**6:
+                if axis == "geomspace" and not (low > 0 and high > 0):
+                    raise ValueError(f"{key}: geomspace takes ends above 0, not {low:g} and {high:g}; see linspace.")
                 return AXES[axis](low, high, count)
         raise ValueError(f"{key}: {axis} takes [from, to, count] with a whole count from 1 to a million.")
     if isinstance(value, dict):

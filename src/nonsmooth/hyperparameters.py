@@ -8,7 +8,8 @@ A subclass is a ``@dataclass(frozen=True)`` whose annotations say what each fiel
 `NonNegative`      the same, >= 0
 `Fraction`         the same, in [0, 1)
 `Array`            an array by nature (data, a spectrum, weights): never an axis
-anything else      structure (an int, a bool, a name, labels): compiled code depends on it
+anything else      structure (an int, a bool, a name, labels): compiled code depends on it;
+                   what is said to be an int or a bool must be one
 =================  =======================================================================
 
 Two records are equal, and hash alike, when their types and the contents of their fields are.
@@ -16,6 +17,7 @@ Two records are equal, and hash alike, when their types and the contents of thei
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import typing
 from dataclasses import dataclass, fields, replace
@@ -61,6 +63,13 @@ def _kinds(cls: type) -> dict[str, Kind | None]:
     return {f.name: _kind_of(hints[f.name]) for f in fields(cls)}
 
 
+@functools.cache
+def _structure(cls: type) -> dict[str, type]:
+    """The fields that are said to be an int or a bool."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in fields(cls) if hints[f.name] in (int, bool)}
+
+
 def _kind_of(hint: Any) -> Kind | None:
     candidates = (hint, *typing.get_args(hint)) if typing.get_origin(hint) is not Annotated else (hint,)
     for candidate in candidates:
@@ -101,6 +110,15 @@ class Hyperparameters:
             scheduled = kind is not None and not kind.is_array and isinstance(value, Schedule)
             if kind is not None and not scheduled and not (kind.optional and value is None):
                 object.__setattr__(self, name, self._checked(name, value, kind))
+        cls: Any = type(self)
+        for name, hint in _structure(cls).items():
+            value = getattr(self, name)
+            is_bool = isinstance(value, (bool, np.bool_))
+            if not is_bool if hint is bool else is_bool or not isinstance(value, (int, np.integer)):
+                with contextlib.suppress(TypeError):
+                    self.validate()  # which may say it better
+                must = "True or False" if hint is bool else "a whole number"
+                raise ValueError(f"{type(self).__name__}: {name} must be {must}, not {_short(value)}.")
         self.validate()
 
     def validate(self) -> None:
@@ -109,6 +127,8 @@ class Hyperparameters:
     def _checked(self, name: str, value: Any, kind: Kind) -> Any:
         who = f"{type(self).__name__}: {name}"
         try:
+            if np.iscomplexobj(value):
+                raise TypeError("complex")  # NumPy would drop the imaginary part with a warning
             numbers = np.asarray(value, dtype=np.float64).copy()  # the caller's array may change, not the record
         except (TypeError, ValueError) as error:
             raise ValueError(f"{who} must be {kind.must}, not {_short(value)}.") from error

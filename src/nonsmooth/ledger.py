@@ -396,10 +396,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}: line {number} is not JSON ({error}); delete it or run the claims again."
+                f"{path}: line {number} is not JSON ({error}); delete that line, then run the claim again."
             ) from error
-        if not isinstance(row, dict) or "claim" not in row:
-            raise ValueError(f"{path}: line {number} is not a row of the ledger; delete it or run the claims again.")
+        if not isinstance(row, dict) or not isinstance(row.get("claim"), str):
+            raise ValueError(f"{path}: line {number} is not a row of the ledger; delete that line, then run the claim again.")
         rows.append(row)
     return rows
 

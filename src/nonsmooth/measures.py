@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["MEASURES", "Measure", "Moment", "orbit_curvature"]
+__all__ = ["MEASURES", "Measure", "Moment", "measures_of", "orbit_curvature"]
 
 Measure = Callable[["Moment"], Any]
 
@@ -89,6 +89,33 @@ minus the minimum), `l1_norm`, `zeros` (exact), `sign_changes` (coordinates that
 `grad_change_dot_step` (⟨Δg, D⟩), `grad_dot_x` (⟨g̃, x⟩), `prox_residual` (at t = 1) and `x` itself."""
 
 
+def measures_of(record: Any) -> dict[str, Measure]:
+    """What `record=` names, by name; raises ValueError for what is no measure and for two functions of one name.
+
+    >>> list(measures_of(["value", np.size]))
+    ['value', 'size']
+    """
+    record = record if isinstance(record, Iterable) and not isinstance(record, str) else (record,)
+    chosen: dict[str, Measure] = {}
+    for entry in record:
+        if callable(entry):
+            name, measure = getattr(entry, "__name__", type(entry).__name__), entry
+        elif isinstance(entry, str) and entry in MEASURES:
+            name, measure = entry, MEASURES[entry]
+        else:
+            raise ValueError(f"record: there is no variable {entry!r}; choose from {', '.join(MEASURES)}.")
+        if chosen.setdefault(name, measure) is not measure:
+            raise ValueError(f"record: two functions are called {name!r}; give each its own name by def.")
+    return chosen
+
+
+def need_free_names(names: Iterable[str], taken: Collection[str]) -> None:
+    """Raises ValueError where a variable would be called as a dimension or another variable of the run."""
+    for name in names:
+        if name in {"x_final", "diverged_at", "step", "coordinate", *taken}:
+            raise ValueError(f"record: {name!r} is what every run or a field of this one is called; rename it.")
+
+
 def orbit_curvature(run: xr.Dataset) -> xr.DataArray:
     """κ̄ = Σ‖Δg‖² / Σ⟨Δg, D⟩ over the recorded steps of a run with `grad_change_sq` and `grad_change_dot_step`.
 
@@ -101,4 +128,6 @@ def orbit_curvature(run: xr.Dataset) -> xr.DataArray:
     >>> float(ns.orbit_curvature(ns.simulate(Absolute(), Gradient(lr=0.5), x0=0.25, steps=8, record=changes)))
     4.0
     """
+    if not {"grad_change_sq", "grad_change_dot_step"} <= set(run.data_vars):
+        raise ValueError('orbit_curvature: simulate with record=("grad_change_sq", "grad_change_dot_step").')
     return run.grad_change_sq.sum("step") / run.grad_change_dot_step.sum("step")

@@ -8,26 +8,31 @@ call with other numbers compiles nothing.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from nonsmooth.axes import Grid, leaves_of, rebuilt, skeleton_of, span
-from nonsmooth.measures import MEASURES, Measure, Moment, orbit_curvature
+from nonsmooth.measures import MEASURES, Measure, Moment, measures_of, need_free_names, orbit_curvature
 from nonsmooth.objectives import Objective
 from nonsmooth.objectives.finite_sum import FiniteSum
 from nonsmooth.penalties import Penalty
-from nonsmooth.progress import Slices
+from nonsmooth.progress import Slices, need_memory
 from nonsmooth.rules import FISTA, Rule
 
 __all__ = ["MEASURES", "Moment", "minimise", "orbit_curvature", "simulate"]
 
 DIVERGED = 1e100
 """A run has diverged once a coordinate is not finite or larger than this: its square would soon overflow."""
+
+WHOLE = 2**53
+"""Counts and seeds go no further: above it float64 tells whole numbers no longer apart."""
 
 NARROW = 64
 """Up to this P the runs are the last axis of memory, which vectorises sums over coordinates; beyond, the first, which
@@ -80,15 +85,20 @@ def simulate(
     >>> run.l1_norm.sel(lr=0.25).values.tolist()
     [0.125, 0.125, 0.125, 0.125]
     """
-    measures = _measures(record)
-    _check(objective, rule, penalty, penalty_by, steps, every, tail, batch_size)
-    seed_labels = _seed_labels(seeds)
+    measures = measures_of(record)
+    _check(objective, rule, penalty, penalty_by, steps, every, tail, batch_size, f_star)
+    seed_labels = _seed_labels(seeds, objective.shape[0])
     starts = _starts(objective, x0, seed_labels)
     leaves = [*leaves_of("rule", rule), *leaves_of("penalty", penalty)]
     extra = {"x0": starts.isel(coordinate=0, drop=True)}
     if seeds is not None:
         extra["seeds"] = xr.DataArray(seed_labels, dims="seed", coords={"seed": seed_labels})
     grid = span([*leaves_of("objective", objective), *leaves], extra)
+    need_free_names(measures, {*map(str, grid.sizes), *map(str, grid.coords)})
+    points = 8 * (4 * objective.shape[0] + len(grid.numbers))  # x₀, z, g̃ and the memory, and the run's own numbers
+    need_memory(
+        grid.runs * points, f"{grid.runs} runs from {objective.shape[0]} coordinates", "take fewer values or seeds"
+    )
     best = _minimum(objective, penalty, grid, f_star) if "gap" in measures else np.nan
 
     ready = objective.prepare() if batch_size is None else objective
@@ -121,7 +131,8 @@ def minimise(
     """argmin f + g for convex, L-smooth f by FISTA with restart at step 1/L, for every value swept in the penalty.
 
     Returns `minimiser` (…, coordinate), `minimum` and `residual`, the prox residual ‖x − prox_g(x − ∇f(x))‖ at
-    t = 1. Raises ArithmeticError when that does not reach `tol`·max(1, ‖∇f(0)‖) within `max_steps`.
+    t = 1. Raises ValueError where f or g is not convex or f has no L, and ArithmeticError when that does not reach
+    `tol`·max(1, ‖∇f(0)‖) within `max_steps`.
 
     >>> from nonsmooth.objectives import LeastSquares
     >>> from nonsmooth.penalties import L1
@@ -132,6 +143,8 @@ def minimise(
     if not np.isfinite(L) or mu < 0:
         lacks = "is not convex" if mu < 0 else "has no Lipschitz gradient"
         raise ValueError(f"{type(objective).__name__} {lacks}, so its minimum is not computed; pass f_star=.")
+    if penalty is not None and not penalty.convex:
+        raise ValueError(f"{type(penalty).__name__} is not convex, so its minimum is not computed; pass f_star=.")
     x0: Any = np.zeros(objective.shape)
     scale = max(1.0, float(np.linalg.norm(objective.grad(x0))))
     done, chunk = 0, 2_000
@@ -155,25 +168,13 @@ def minimise(
             )
         if done >= max_steps:
             raise ArithmeticError(
-                f"minimise: the residual is {float(residual.max()):.1e} after {done} steps, not {tol * scale:.1e}."
+                f"minimise: the residual is {float(residual.max()):.1e} after {done} steps, not {tol * scale:.1e}; "
+                "pass f_star=, or a larger tol=."
             )
         x0, chunk = run.x_final, min(2 * chunk, max_steps - done)
 
 
 # --- what is asked for ---------------------------------------------------------------------------------------------
-
-
-def _measures(record: Iterable[str | Measure]) -> dict[str, Measure]:
-    record = record if isinstance(record, Iterable) and not isinstance(record, str) else (record,)
-    chosen: dict[str, Measure] = {}
-    for entry in record:
-        if callable(entry):
-            chosen[getattr(entry, "__name__", type(entry).__name__)] = entry
-        elif isinstance(entry, str) and entry in MEASURES:
-            chosen[entry] = MEASURES[entry]
-        else:
-            raise ValueError(f"record: there is no variable {entry!r}; choose from {', '.join(MEASURES)}.")
-    return chosen
 
 
 def _check(
@@ -185,6 +186,7 @@ def _check(
     every: int,
     tail: int | None,
     batch_size: int | None,
+    f_star: Any,
 ) -> None:
     for what, given, kind in (
         ("objective", objective, Objective),
@@ -194,8 +196,10 @@ def _check(
         if not isinstance(given, kind):
             raise ValueError(f"simulate: {what} must be one of nonsmooth's, not {type(given).__name__}.")
     for what, number in (("steps", steps), ("every", every), ("tail", tail), ("batch_size", batch_size)):
-        if number is not None and (isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 1):
+        if number is not None and not _is_whole(number, 1):
             raise ValueError(f"simulate: {what} must be a whole number, 1 or above, not {number!r}.")
+    if f_star is not None and not (_is_real(f_star) and np.ndim(f_star) == 0 and np.isfinite(float(f_star))):
+        raise ValueError(f"simulate: f_star must be a finite number, not {_said(f_star)}.")
     if every > steps:
         raise ValueError(f"simulate: every={every} keeps nothing of {steps} steps; take every <= steps.")
     if penalty_by not in ("autograd", "prox"):
@@ -211,14 +215,35 @@ def _check(
             raise ValueError(f"simulate: batch_size={batch_size} exceeds the {objective.n} rows of data.")
 
 
-def _seed_labels(seeds: int | Sequence[int] | None) -> np.ndarray:
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= int(value) <= WHOLE
+
+
+def _is_real(value: Any) -> bool:
+    try:
+        return not np.iscomplexobj(value) and np.asarray(value, dtype=float) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _said(value: Any) -> str:
+    return repr(value) if np.ndim(value) == 0 else f"an array of shape {np.shape(value)}"
+
+
+def _seed_labels(seeds: Any, coordinates: int) -> np.ndarray:
     if seeds is None:
         return np.zeros(1, dtype=np.int64)
-    labels = np.arange(seeds) if isinstance(seeds, (int, np.integer)) else np.asarray(seeds)
-    if labels.ndim != 1 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+    if _is_whole(seeds, 1):
+        need_memory(8 * coordinates * int(seeds), f"the starts of {seeds} seeds", "take fewer seeds")
+        return np.arange(seeds, dtype=np.int64)
+    labels = np.array(seeds, dtype=object)
+    if labels.ndim != 1 or labels.size == 0 or not all(_is_whole(label, 0) for label in labels):
         raise ValueError(
-            f"simulate: seeds must be a count above 0 or a list of whole numbers from 0 up, not {seeds!r}."
+            f"simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not {seeds!r}."
         )
+    for one, other in pairwise(sorted(labels)):
+        if one == other:
+            raise ValueError(f"simulate: seeds holds {one} more than once; give each once.")
     return labels.astype(np.int64)
 
 
@@ -229,6 +254,8 @@ def _starts(objective: Objective, x0: Any, seeds: np.ndarray) -> xr.DataArray:
         starts = xr.DataArray(draws, dims=("seed", "coordinate"))
         return starts.isel(seed=0) if len(seeds) == 1 else starts
     starts = x0
+    if not _is_real(x0):
+        raise ValueError(f"simulate: x0 must hold real numbers, not {_said(x0)}.")
     if isinstance(x0, xr.DataArray) and x0.ndim:
         point = "coordinate" if "coordinate" in x0.dims else x0.dims[-1]
         starts = x0.rename({point: "coordinate"}).transpose(..., "coordinate").drop_vars("coordinate", errors="ignore")
@@ -409,7 +436,10 @@ def _run(
 
     with jax.enable_x64(True), Slices(steps, progress) as bar:
         carry = program.start(numbers, per_run)
-        buffers = tuple(jnp.zeros((kept - first, *s.shape), s.dtype) for s in program.shapes(numbers, per_run, carry))
+        shapes = [((kept - first, *s.shape), s.dtype) for s in program.shapes(numbers, per_run, carry)]
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+        need_memory(size, f"the records of {kept - first} steps", "keep fewer steps by tail= or every=")
+        buffers = tuple(jnp.zeros(shape, dtype) for shape, dtype in shapes)
         for t0, count in bar.slices(0, first * every):
             carry = program.advance(numbers, per_run, carry, t0, count)
             carry["diverged_at"].block_until_ready()

@@ -30,6 +30,7 @@ def subgradient_hard_instance(
     >>> round(-subgradient_hard_instance(3).minimum, 9)
     0.5
     """
+    _need_whole("subgradient_hard_instance", "n", n, 1)
     floor = -R / np.sqrt(n + 1)
     return MaxLinear(np.vstack([M * np.eye(n + 1), np.zeros(n + 1)]), np.append(np.zeros(n + 1), M * floor), ties)
 
@@ -42,7 +43,7 @@ def subgradient_last_iterate_instance(n: int, M: float = 1.0, R: float = 1.0) ->
     distance from 0 to the convex hull of the gᵢ/M, and f* = −MRd at distance R from 0. The n numbers cᵢ that make it
     largest (found here by BFGS) attain the tight constant of the last iterate: .72141 MR at n = 3, where the best
     iterate's is .5 MR. The structure was read off PEPit's worst case; ties go to the first winner, which
-    is ahead by 1e-13 MR.
+    is ahead by 1e-13 MR. Raises ValueError above n = 80, where the search for the cᵢ leaves its domain.
 
     >>> f = subgradient_last_iterate_instance(3)
     >>> x = np.zeros(4)
@@ -51,6 +52,7 @@ def subgradient_last_iterate_instance(n: int, M: float = 1.0, R: float = 1.0) ->
     >>> round(float(f.value(x)) - f.minimum, 4)
     0.7214
     """
+    _need_whole("subgradient_last_iterate_instance", "n", n, 1, 80)
     from scipy.optimize import minimize
 
     def rows(c: np.ndarray) -> np.ndarray:
@@ -85,6 +87,13 @@ def random_least_squares(
     >>> random_least_squares(n=50, p=20).shape
     (20,)
     """
+    for what, number, least in (
+        ("n", n, 1),
+        ("p", p, 1),
+        ("seed", seed, 0),
+        ("support", p if support is None else support, 0),
+    ):
+        _need_whole("random_least_squares", what, number, least)
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((n, p))
     w = rng.standard_normal(p) * (np.arange(p) < (p if support is None else support))
@@ -111,10 +120,21 @@ def breast_cancer(loss: type[FiniteSum] = Logistic, features: int = 30) -> Any:
     >>> breast_cancer().shape
     (30,)
     """
+    if not (isinstance(loss, type) and issubclass(loss, FiniteSum)):
+        raise ValueError(f"breast_cancer: loss must be a class, Logistic or Hinge, not {loss!r}.")
+    _need_whole("breast_cancer", "features", features, 1, 30)
     from sklearn.datasets import load_breast_cancer
 
     X, y = load_breast_cancer(return_X_y=True)
     return loss(_standardised(X[:, :features]), 2.0 * y - 1.0)
+
+
+def _need_whole(who: str, what: str, number: Any, low: int, high: int | None = None) -> None:
+    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    if not whole or number < low or (high is not None and number > high):
+        span = f"{low} or above" if high is None else f"from {low} to {high}"
+        shown = f"an array of shape {number.shape}" if isinstance(number, np.ndarray) else repr(number)
+        raise ValueError(f"{who}: {what} must be a whole number, {span}, not {shown}.")
 
 
 def _standardised(a: np.ndarray) -> np.ndarray:
