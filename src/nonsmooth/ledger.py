@@ -399,7 +399,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 f"{path}: line {number} is not JSON ({error}); delete that line, then run the claim again."
             ) from error
         if not isinstance(row, dict) or not isinstance(row.get("claim"), str):
-            raise ValueError(f"{path}: line {number} is not a row of the ledger; delete that line, then run the claim again.")
+            raise ValueError(
+                f"{path}: line {number} is not a row of the ledger; delete that line, then run the claim again."
+            )
         rows.append(row)
     return rows
 
