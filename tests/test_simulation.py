@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 import resource
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count, product
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 import xarray as xr
 from sklearn.linear_model import Lasso
 
@@ -28,22 +24,17 @@ import nonsmooth as ns
 from nonsmooth import progress as pace
 from nonsmooth.objectives import (
     Absolute,
-    Hinge,
     Huber,
     LeastSquares,
     LogCosh,
-    Logistic,
     MaxLinear,
     MaxQuadratic,
     PseudoHuber,
     Quadratic,
-    breast_cancer,
     diabetes,
     random_least_squares,
-    subgradient_hard_instance,
-    subgradient_last_iterate_instance,
 )
-from nonsmooth.penalties import L1, MCP, ElasticNet, GroupLasso, Penalty, SquaredL2
+from nonsmooth.penalties import L1, ElasticNet, GroupLasso, SquaredL2
 from nonsmooth.rules import (
     FISTA,
     Adagrad,
@@ -60,14 +51,11 @@ from nonsmooth.rules import (
     RMSProp,
     StepDecay,
 )
-from nonsmooth.simulation import MEASURES, minimise, orbit_curvature, simulate
+from nonsmooth.simulation import MEASURES, minimise, simulate
+from runs import CLASSES, EDGES, PLANES, TALL, WIDE, array
 from zoo import over
 
 rejected = pytest.raises(AssertionError)
-
-
-def array(values, *dims, **coords):
-    return xr.DataArray(values, dims=dims, coords=coords)
 
 
 # ── the slow twin ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,19 +112,6 @@ def twin(f, rule, penalty=None, penalty_by="autograd", *, steps, x0=None, batch_
         )
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-
-TALL, WIDE = random_least_squares(24, 6, seed=1), random_least_squares(8, 12, seed=2)
-CLASSES = Logistic(TALL.X, np.sign(TALL.y))
-EDGES = Hinge(TALL.X, np.sign(TALL.y))
-
-
-def planes(seed, k=7, p=4):
-    """A maximum of linear functions that is bounded below: 0 is a mean of its slopes."""
-    A = np.random.default_rng(seed).standard_normal((k, p))
-    return MaxLinear(np.vstack([A, -A.mean(axis=0)]), np.linspace(-1, 1, k + 1))
-
-
-PLANES = planes(4)
 
 TWINS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gd": (TALL, Gradient(0.05), {}),
@@ -544,388 +519,3 @@ def test_long_work_shows_its_progress(capsys, monkeypatch):
     for progress, shown in ((None, True), (True, True), (False, False)):
         simulate(Huber(), Gradient(0.1), steps=5, progress=progress)
         assert ("simulating" in capsys.readouterr().err) == shown
-
-
-# ── bad input ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class ProxOnly(Penalty):
-    def value(self, x):
-        return 0.0 * x.sum()
-
-    def prox(self, x, t):
-        return x
-
-
-def call(**changes):
-    given = {"objective": TALL, "rule": Gradient(0.1), "steps": 10} | changes
-    return lambda: simulate(given.pop("objective"), given.pop("rule"), **given)
-
-
-def named(name):
-    """A measure called so."""
-
-    def measure(m):
-        return m.value
-
-    measure.__name__ = name
-    return measure
-
-
-BAD: dict[str, tuple[Any, str]] = {
-    "variable": (call(record="valeu"), "record: there is no variable 'valeu'; choose from value, loss, gap, "),
-    "variable-number": (call(record=3), "record: there is no variable 3; choose from "),
-    "variable-list": (call(record=[["x"]]), "record: there is no variable ['x']; choose from "),
-    "lambda": (lambda: L1(-1.0), "L1: lam must be a finite number, 0 or above, not -1."),
-    "step-size": (lambda: Gradient(0.0), "Gradient: lr must be a finite number above 0, not 0."),
-    "empty": (lambda: Gradient([]), "Gradient: lr is empty; give at least one value."),
-    "nan": (
-        lambda: LeastSquares([[np.nan]], [1.0]),
-        "LeastSquares: X holds 1 value(s) that are NaN or infinite; drop or fill them first.",
-    ),
-    "start-shape": (
-        call(x0=np.zeros(5)),
-        "simulate: x0 has shape (5,) but points (6,); name further axes in a DataArray.",
-    ),
-    "start-plane": (
-        call(x0=np.zeros((2, 6))),
-        "simulate: x0 has shape (2, 6) but points (6,); name further axes in a DataArray.",
-    ),
-    "start-labelled": (
-        call(x0=array(np.zeros((6, 2)), "start", "point")),
-        "simulate: x0 has shape (6, 2) but points (6,); name further axes in a DataArray.",
-    ),
-    "start-step": (
-        call(x0=array(np.zeros((2, 6)), "step", "point")),
-        "x0 has a dimension called 'step', which every run has already; rename it.",
-    ),
-    "start-nan": (call(x0=np.nan), "simulate: x0 holds NaN or infinite values; start from finite ones."),
-    "weights": (
-        call(penalty=L1(1.0, weights=[1.0, 2.0])),
-        "L1: weights of shape (2,) do not fit a point of shape (6,).",
-    ),
-    "weights-prox": (
-        call(penalty=L1(1.0, weights=[[1.0] * 6]), penalty_by="prox"),
-        "L1: weights of shape (1, 6) do not fit a point of shape (6,).",
-    ),
-    "groups": (
-        call(penalty=GroupLasso(1.0, groups=(0, 1))),
-        "GroupLasso: 2 group labels do not fit a point of shape (6,).",
-    ),
-    "no-gradient": (call(penalty=ProxOnly()), "ProxOnly has no gradient; use penalty_by='prox'."),
-    "rows": (
-        call(objective=Huber(), batch_size=2),
-        "simulate: Huber has no rows, so batch_size means nothing; leave it out.",
-    ),
-    "batch": (call(batch_size=25), "simulate: batch_size=25 exceeds the 24 rows of data."),
-    "batch-zero": (call(batch_size=0), "simulate: batch_size must be a whole number, 1 or above, not 0."),
-    "steps": (call(steps=0), "simulate: steps must be a whole number, 1 or above, not 0."),
-    "steps-half": (call(steps=2.5), "simulate: steps must be a whole number, 1 or above, not 2.5."),
-    "every": (call(every=11), "simulate: every=11 keeps nothing of 10 steps; take every <= steps."),
-    "tail": (call(tail=0), "simulate: tail must be a whole number, 1 or above, not 0."),
-    "no-seeds": (
-        call(seeds=0),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not 0.",
-    ),
-    "seeds": (
-        call(seeds=-2),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not -2.",
-    ),
-    "seed": (
-        call(seeds=[1, -1]),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not [1, -1].",
-    ),
-    "seed-word": (
-        call(seeds="a"),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not 'a'.",
-    ),
-    "seed-large": (
-        call(seeds=[2**53 + 1]),
-        "simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not [9007199254740993].",
-    ),
-    "seed-twice": (call(seeds=[1, 2, 1]), "simulate: seeds holds 1 more than once; give each once."),
-    "seeds-many": (call(seeds=10**14), "simulate: the starts of 100000000000000 seeds need 4800000 GB of memory, more"),
-    "steps-many": (call(steps=2**60), f"simulate: steps must be a whole number, 1 or above, not {2**60}."),
-    "records": (
-        call(steps=10**13),
-        "simulate: the records of 10000000000000 steps need 160000 GB of memory, more than is free; keep fewer steps "
-        "by tail= or every=.",
-    ),
-    "grid": (
-        call(rule=Gradient(np.full(10**6, 0.1)), penalty=L1(np.ones(10**6))),
-        "simulate: 1000000000000 runs from 6 coordinates need 208000 GB of memory, more than is free; take fewer",
-    ),
-    "start-word": (call(x0="a"), "simulate: x0 must hold real numbers, not 'a'."),
-    "start-complex": (call(x0=1j), "simulate: x0 must hold real numbers, not 1j."),
-    "start-labelled-complex": (
-        call(x0=array(np.full(6, 1j), "point")),
-        "simulate: x0 must hold real numbers, not an array of shape (6,).",
-    ),
-    "minimum-nan": (call(f_star=np.nan), "simulate: f_star must be a finite number, not nan."),
-    "minimum-plane": (
-        call(f_star=np.zeros(2)),
-        "simulate: f_star must be a finite number, not an array of shape (2,).",
-    ),
-    "minimum-word": (call(f_star="a"), "simulate: f_star must be a finite number, not 'a'."),
-    "lambdas": (
-        call(record=[lambda m: m.value, lambda m: m.loss]),
-        "record: two functions are called '<lambda>'; give each its own name by def.",
-    ),
-    **{
-        f"name-{name}": (
-            call(rule=Gradient([0.1, 0.2]), record=named(name)),
-            f"record: {name!r} is what every run or a field of this one is called; rename it.",
-        )
-        for name in ("x_final", "diverged_at", "step", "coordinate", "lr")
-    },
-    "curvature": (
-        lambda: orbit_curvature(simulate(TALL, Gradient(0.1), steps=1)),
-        'orbit_curvature: simulate with record=("grad_change_sq", "grad_change_dot_step").',
-    ),
-    "flag": (lambda: RMSProp(centered="no"), "RMSProp: centered must be True or False, not 'no'."),
-    "flags": (lambda: Adam(amsgrad=[True, False]), "Adam: amsgrad must be True or False, not [True, False]."),
-    "half-steps": (lambda: Cosine(1.0, 10.5), "Cosine: steps must be a whole number, not 10.5."),
-    "step-word": (lambda: Cosine(1.0, "a"), "Cosine: steps must be a whole number, not 'a'."),
-    "half-decay": (lambda: StepDecay(1.0, every=1.5), "StepDecay: every must be a whole number, not 1.5."),
-    "complex-data": (
-        lambda: LeastSquares(np.array([[1j]]), [1.0]),
-        "LeastSquares: X must be an array of finite numbers, not [[1j]].",
-    ),
-    "features": (
-        lambda: breast_cancer(features=100),
-        "breast_cancer: features must be a whole number, from 1 to 30, not 100.",
-    ),
-    "features-negative": (
-        lambda: breast_cancer(features=-5),
-        "breast_cancer: features must be a whole number, from 1 to 30, not -5.",
-    ),
-    "loss-word": (
-        lambda: breast_cancer("Foo"),
-        "breast_cancer: loss must be a class, Logistic or Hinge, not 'Foo'.",
-    ),
-    "worst-0": (
-        lambda: subgradient_last_iterate_instance(0),
-        "subgradient_last_iterate_instance: n must be a whole number, from 1 to 80, not 0.",
-    ),
-    "worst-100": (
-        lambda: subgradient_last_iterate_instance(100),
-        "subgradient_last_iterate_instance: n must be a whole number, from 1 to 80, not 100.",
-    ),
-    "rows-list": (
-        lambda: random_least_squares(n=[10, 20]),
-        "random_least_squares: n must be a whole number, 1 or above, not [10, 20].",
-    ),
-    "gap-nonconvex": (
-        call(penalty=MCP(1.0, gamma=3.0), record="gap"),
-        "MCP is not convex, so its minimum is not computed; pass f_star=.",
-    ),
-    "penalty-by": (call(penalty_by="porx"), "simulate: penalty_by must be 'autograd' or 'prox', not 'porx'."),
-    "objective": (call(objective="lasso"), "simulate: objective must be one of nonsmooth's, not str."),
-    "rule": (call(rule=0.1), "simulate: rule must be one of nonsmooth's, not float."),
-    "penalty": (call(penalty=0.1), "simulate: penalty must be one of nonsmooth's, not float."),
-    "plane": (
-        call(rule=Gradient([[0.1, 0.2]])),
-        "rule: lr has shape (1, 2); give a flat list, or a DataArray that names its dimensions.",
-    ),
-    "gap": (
-        call(objective=EDGES, record="gap"),
-        "Hinge has no Lipschitz gradient, so its minimum is not computed; pass f_star=.",
-    ),
-    "gap-penalty": (
-        call(objective=Absolute(), penalty=L1(1.0), record="gap"),
-        "Absolute has no Lipschitz gradient, so its minimum is not computed; pass f_star=.",
-    ),
-    "gap-saddle": (
-        call(objective=Quadratic([-1.0, 1.0]), record="gap"),
-        "Quadratic is not convex, so its minimum is not computed; pass f_star=.",
-    ),
-    "gap-sweep": (
-        call(objective=Huber([1.0, 2.0]), penalty=L1(1.0), record="gap"),
-        "simulate: 'gap' over a swept objective needs f_star=, or no penalty and plain lists.",
-    ),
-}
-
-
-@pytest.mark.parametrize(("make", "sentence"), over(BAD))
-def test_bad_input_gives_one_sentence(make, sentence):
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}") as error:
-        make()
-    assert str(error.value).count("\n") == 0
-    assert str(error.value).endswith(".")
-
-
-# ── laws of runs ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def step_sq(m):
-    return (m.step**2).sum()
-
-
-def balance_law(beta: float, factor: float, lam: float = 30.0, tail: int = 2000) -> None:
-    """mean⟨g̃, x⟩ = (1 + β)(η/2) mean‖v⁺‖² on the tail of a bounded run, x⁺ = x − ηv⁺, up to O(1/(ηT))."""
-    lrs = np.array([1e-3, 4e-3])
-    run = simulate(
-        random_least_squares(50, 20, seed=7),
-        HeavyBall(lrs, beta) if beta else Gradient(lrs),
-        penalty=L1([0.3 * lam, lam]),
-        steps=2000 + tail,
-        seeds=2,
-        tail=tail,
-        record=("grad_dot_x", step_sq, "x"),
-    )
-    left = run.grad_dot_x.mean("step")
-    right = factor * run.step_sq.mean("step") / (2 * run.lr)
-    size = (run.x**2).sum("coordinate").max("step")
-    assert (abs(left - right) <= 2 * size / (run.lr * (1 - beta) * tail)).all()
-    assert (abs(left - right) <= 2 / tail * abs(left)).all()
-
-
-@pytest.mark.parametrize("tail", [1000, 8000])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
-def test_balance_law(beta, tail):
-    balance_law(beta, 1 + beta, tail=tail)
-    with rejected:
-        balance_law(beta, 1 + beta + 0.1, tail=tail)
-
-
-CHANGES = ("grad_change_sq", "grad_change_dot_step", "grad_norm")
-
-
-def edge_law(f, rule, **options) -> None:
-    """η κ̄ → 2 on the tail of a bounded full-batch run that does not converge; the rest telescopes in ‖g‖²."""
-    run = simulate(f, rule, steps=8000, tail=4000, record=CHANGES, seeds=2, **options)
-    assert run.diverged_at.isnull().all()
-    rest = rule.lr * (run.grad_norm**2).max("step") / run.grad_change_dot_step.sum("step")
-    off = abs(xr.DataArray(rule.lr) * orbit_curvature(run) - 2)
-    assert (off <= rest + 1e-12).all()
-    assert (off <= 0.01).all()
-
-
-EDGES_OF_STABILITY: dict[str, tuple[Any, float, dict[str, Any]]] = {
-    "absolute": (Absolute(dim=3), 0.3, {}),
-    "max": (PLANES, 0.1, {}),
-    "lasso": (random_least_squares(50, 20), 1e-2, {"penalty": L1([3.0, 30.0])}),
-    "lasso-wide": (random_least_squares(30, 60), 1e-2, {"penalty": L1([0.5, 5.0])}),
-    "hinge": (EDGES, 0.5, {"penalty": SquaredL2(0.1)}),
-    "huber": (Huber(), 2.5, {"x0": 7.3}),
-    "log-cosh": (LogCosh(), 3.0, {}),
-    "logistic": (CLASSES, 6 / CLASSES.constants.L, {"penalty": SquaredL2(0.1 * CLASSES.constants.L)}),
-}
-
-
-@pytest.mark.parametrize(("f", "lr", "options"), over(EDGES_OF_STABILITY))
-def test_edge_law(f, lr, options):
-    edge_law(f, Gradient(lr), **options)
-
-
-def test_edge_law_rejects():
-    f = random_least_squares(50, 20)
-    with rejected:  # another rule has another edge
-        edge_law(f, HeavyBall(1e-2, 0.5), penalty=L1(30.0))
-    with rejected:  # a run that converges need not be at it
-        edge_law(Huber(), Gradient(0.05))
-
-
-def test_on_a_period_two_orbit_the_edge_is_exact():
-    run = simulate(Absolute(), Gradient(0.5), x0=0.125, steps=64, record=(*CHANGES, "kappa"))
-    assert float(orbit_curvature(run)) == 2 / 0.5
-    assert (run.kappa == 2 / 0.5).all()
-
-
-# ── thresholds and tight constants ──────────────────────────────────────────────────────────────────────────────────
-
-THRESHOLDS = {
-    "gradient": (Gradient(1.0), 2.0, {}),
-    "heavy-ball-.5": (HeavyBall(1.0, 0.5), 3.0, {"momentum": 0.5}),
-    "heavy-ball-.9": (HeavyBall(1.0, 0.9), 3.8, {"momentum": 0.9}),
-    "dampened": (HeavyBall(1.0, 0.8, 0.5), 2 * 1.8 / 0.5, {"momentum": 0.8, "dampening": 0.5}),
-    "ema": (HeavyBall(1.0, 0.9, 0.9), 38.0, {"momentum": 0.9, "dampening": 0.9}),
-    "nesterov-.5": (Nesterov(1.0, 0.5), 1.5, {"momentum": 0.5, "nesterov": True}),
-    "nesterov-.9": (Nesterov(1.0, 0.9), 3.8 / 2.8, {"momentum": 0.9, "nesterov": True}),
-}
-
-
-@pytest.mark.parametrize(("rule", "threshold", "options"), over(THRESHOLDS))
-def test_linear_threshold(rule, threshold, options):
-    low, high = 0.1, 100.0
-    for _ in range(2):
-        lrs = np.geomspace(low, high, 33)
-        run = simulate(Quadratic([1.0, 0.3]), replace(rule, lr=lrs), x0=1.0, steps=2000, tail=1, record="l1_norm")
-        first = int(np.argmax(~(run.l1_norm.values[:, 0] < 1.0)))
-        low, high = lrs[first - 1], lrs[first]
-    assert high / low < 1.01
-    assert low == pytest.approx(threshold, rel=0.01)
-    assert high == pytest.approx(threshold, rel=0.01)
-    for side, bounded in ((0.99, True), (1.01, False)):
-        p = torch.ones(1, dtype=torch.float64)
-        optimiser = torch.optim.SGD([p], lr=side * threshold, **options)
-        for _ in range(2000):
-            p.grad = p.clone()
-            optimiser.step()
-        assert (abs(p.item()) < 1.0) == bounded
-
-
-@pytest.mark.parametrize(("L", "R"), [(1.0, 1.0), (4.0, 3.0)])
-def test_gradient_descents_worst_case_is_attained(L, R):
-    """f(x_N) − f* ≤ LR²/(4N + 2), by the Huber function of knee R/(2N + 1)."""
-    lengths = np.array([3, 6, 12, 20])
-    x0 = R * math.sqrt(L)  # curvature L by scaling the point: f(x) = h(√L x)
-    run = simulate(
-        Huber(array(x0 / (2 * lengths + 1), "N", N=lengths)), Gradient(1.0), x0=x0, steps=20, record=("gap", "x")
-    )
-    for n in lengths:
-        assert float(run.gap.sel(N=n, step=n)) == pytest.approx(L * R**2 / (4 * n + 2), rel=1e-12)
-
-
-def never_exceeds(gap, bound) -> None:
-    assert (gap <= bound * (1 + 1e-12)).all()
-
-
-SMOOTH = {
-    "least-squares": random_least_squares(30, 8, seed=11),
-    "least-squares-wide": random_least_squares(8, 30, seed=12),
-    "logistic": CLASSES,
-    "huber": Huber(0.3, dim=4),
-    "log-cosh": LogCosh(dim=4),
-}
-
-
-@pytest.mark.parametrize("f", over(SMOOTH))
-def test_gradient_descents_bound_is_never_exceeded(f):
-    L, best = f.constants.L, f.minimiser if f.minimiser is not None else minimise(f).minimiser.values
-    starts = np.random.default_rng(13).standard_normal((30, *f.shape)) * 5
-    run = simulate(f, Gradient(1 / L), x0=array(starts, "start", "point"), steps=30, record="gap")
-    R = array(np.linalg.norm(starts - best, axis=1), "start")
-    never_exceeds(run.gap, L * R**2 / (4 * run.step + 2) + 1e-12)
-    with rejected:
-        never_exceeds(run.gap, L * R**2 / (4 * run.step + 2) / 100)
-
-
-@pytest.mark.parametrize(("M", "R"), [(1.0, 1.0), (3.0, 0.5)])
-@pytest.mark.parametrize("n", [3, 6, 12, 20])
-def test_subgradient_methods_worst_case_is_attained(n, M, R):
-    f = subgradient_hard_instance(n, M, R)
-    run = simulate(f, Gradient(R / (M * math.sqrt(n + 1))), x0=0.0, steps=n, record="gap")
-    best = min(float(run.gap.min()), f.value(np.zeros(n + 1)) - f.minimum)
-    assert best == pytest.approx(M * R / math.sqrt(n + 1), rel=1e-7)
-
-
-def test_subgradient_methods_bound_is_never_exceeded():
-    rng = np.random.default_rng(17)
-    for seed in range(8):
-        f = planes(seed, k=9)
-        best = f.minimiser
-        starts = best + 3 * rng.standard_normal((20, 4))
-        R, M, n = np.linalg.norm(starts - best, axis=1), f.constants.G, 15
-        rule = Gradient(array(R / (M * math.sqrt(n + 1)), "start"))
-        run = simulate(f, rule, x0=array(starts, "start", "point"), steps=n, record="gap")
-        first = np.array([f.value(x) for x in starts]) - f.minimum
-        never_exceeds(np.minimum(run.gap.min("step"), first), M * R / math.sqrt(n + 1) + 1e-6)
-
-
-def test_pepit_agrees_with_the_tight_constants():
-    examples = pytest.importorskip("PEPit.examples.unconstrained_convex_minimization")
-    gd, _ = examples.wc_gradient_descent(L=1.0, gamma=1.0, n=3, verbose=0)
-    subgradient, _ = examples.wc_subgradient_method(M=1.0, n=3, gamma=0.5, verbose=0)
-    assert gd == pytest.approx(1 / 14, abs=1e-4)
-    assert subgradient == pytest.approx(1 / 2, abs=1e-4)
