@@ -29,9 +29,7 @@ def test_another_step_has_another_constant():
 
 
 def test_what_cannot_be_computed_is_said(monkeypatch):
-    with pytest.raises(
-        ValueError, match=r"^tight_constant: there is no method 'Newton'; choose from sub"
-    ):
+    with pytest.raises(ValueError, match=r"^tight_constant: there is no method 'Newton'; choose from sub"):
         tight_constant("Newton", 3)
     monkeypatch.setitem(sys.modules, "PEPit", None)
     with pytest.raises(ModuleNotFoundError, match=r"^tight_constant needs PEPit, which is not installed; run: pip"):

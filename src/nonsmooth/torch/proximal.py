@@ -1,0 +1,497 @@
+"""Proximal: any of torch's optimisers made exact for a non-smooth penalty.
+
+After each step of the wrapped optimiser a parameter w becomes prox_{τg}(w), with τ the optimiser's own effective step
+(`nonsmooth.torch.effective`), so that the fixed points are those of f + g and zeros are exact. The loss is f alone:
+leave the penalty out of it. Source: Parikh & Boyd 2014, section 4.2; Yun, Lozano & Yang 2021 (ProxGen).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from nonsmooth import penalties as known
+from nonsmooth.hyperparameters import Hyperparameters
+from nonsmooth.penalties import L0, L1, MCP, SCAD, Box, ElasticNet, LHalf, NonNegative, Penalty, SmoothedL1, SquaredL2
+from nonsmooth.torch.effective import Reading, Table, _Registered, own_step, table_of
+
+__all__ = ["LambdaLam", "Proximal", "weights"]
+
+BLOCK = 1 << 17
+"""Numbers of a parameter that a separable prox works on at a time: their temporaries stay in the cache."""
+
+COORDINATEWISE = (L1, SquaredL2, ElasticNet, SmoothedL1, MCP, SCAD, L0, LHalf, Box, NonNegative)
+"""Penalties Σ h(xᵢ) with one h for all (L1 without weights): the prox of a part of a parameter is that part's prox."""
+
+NORMS = (
+    torch.nn.modules.batchnorm._NormBase,
+    torch.nn.GroupNorm,
+    torch.nn.LayerNorm,
+    torch.nn.RMSNorm,
+    torch.nn.LocalResponseNorm,
+)
+
+
+def weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The trainable parameters with two dimensions or more outside of normalisation layers: no biases, no norms.
+
+    >>> [tuple(p.shape) for p in weights(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)))]
+    [(2, 3)]
+    """
+    found: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        if not isinstance(module, NORMS):
+            found |= {id(p): p for p in module.parameters(recurse=False) if p.requires_grad and p.ndim >= 2}
+    return list(found.values())
+
+
+def to_plain(penalty: Penalty) -> dict[str, Any]:
+    """A penalty as plain data: its class's name and its fields, arrays as tensors.
+
+    >>> from nonsmooth.penalties import L1
+    >>> to_plain(L1(0.5))
+    {'name': 'L1', 'lam': 0.5, 'weights': None}
+    """
+    plain: dict[str, Any] = {"name": type(penalty).__name__}
+    for f in fields(penalty):
+        value = getattr(penalty, f.name)
+        value = torch.tensor(value) if isinstance(value, np.ndarray) else value
+        plain[f.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+class Shared:
+    """An attribute that is the wrapped optimiser's: to read, to set and to delete."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, proximal: Any, owner: type | None = None) -> Any:
+        return self if proximal is None else getattr(proximal.optimizer, self.name)
+
+    def __set__(self, proximal: Any, value: Any) -> None:
+        setattr(proximal.optimizer, self.name, value)
+
+    def __delete__(self, proximal: Any) -> None:
+        delattr(proximal.optimizer, self.name)
+
+
+class Proximal(Optimizer):
+    """w⁺ = prox_{τ g}(w − τ ∘ d), w − τ ∘ d being the step of the wrapped `optimizer` and τ its effective step.
+
+    `penalty` is one of nonsmooth.penalties, for `params` (default: all that the optimiser holds), or a list of pairs
+    (penalty, params). It is a torch optimiser: it shares the wrapped one's param_groups and state, schedulers and
+    GradScaler take it, and `state_dict` holds plain data (`weights_only=True` loads it). Each group's "proximal" is a
+    list of {"penalty", "lam", "params"}: plain data, the strength λ, and the places in the group that it acts on;
+    `set_lam` and `LambdaLam` change λ. The user's `.grad` is never written.
+
+    The penalty must not be in the loss as well. Coupled weight decay is ½wd‖w‖² in f; decoupled decay (AdamW) is not
+    part of f: the fixed point then solves 0 ∈ ∇f + wd(√v̂ + ε)w + ∂g.
+
+    Raises TypeError for an optimiser without an effective step, and ValueError, in one sentence, for parameters that
+    the optimiser does not hold, are named twice, complex or sparse, or for a penalty that does not fit them.
+
+    >>> from nonsmooth.penalties import L1
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, 0.1]))
+    >>> optimizer = Proximal(torch.optim.SGD([w], lr=0.5), L1(1.0))
+    >>> w.grad = torch.zeros(2)
+    >>> optimizer.step()
+    >>> w.tolist()
+    [2.5, 0.0]
+    """
+
+    optimizer: Optimizer
+    compile: bool
+    classes: dict[str, type[Penalty]]
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        penalty: Penalty | Sequence[tuple[Penalty, Iterable[torch.Tensor]]],
+        params: Iterable[torch.Tensor] | None = None,
+        *,
+        compile: bool = False,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer) or isinstance(optimizer, Proximal):
+            raise TypeError(f"Proximal: optimizer must be a torch optimiser, not {type(optimizer).__name__}.")
+        table_of(optimizer)
+        self.__setstate__({"optimizer": optimizer, "compile": compile, "classes": {}})
+        self._settle()
+        held = [p for _, p in self._held()]
+        if not isinstance(penalty, Penalty) and params is not None:
+            raise ValueError("Proximal: params goes with one penalty; a list of pairs names its own.")
+        if any(self.entries()):
+            raise ValueError("Proximal: the optimiser is under a Proximal already; use that one.")
+        taken: set[int] = set()
+        try:
+            for g, named in _as_pairs(penalty, held if params is None else params):
+                self._add(g, _as_list(named), taken)
+        except Exception:
+            for group in self.param_groups:
+                group.pop("proximal", None)
+            raise
+
+    # --- what it shares with the wrapped optimiser -----------------------------------------------------------------
+
+    param_groups: Any = Shared()
+    state: Any = Shared()
+    defaults: Any = Shared()
+    grad_scale: Any = Shared()  # GradScaler's, for fused steps, as are the next two
+    found_inf: Any = Shared()
+    _step_supports_amp_scaling: Any = Shared()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in OWN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keep what is ours; what torch loads, param_groups and state, is the wrapped optimiser's, as are the hooks."""
+        self.__dict__.update({name: state[name] for name in OWN if name in state})
+        loaded = {name: value for name, value in state.items() if name not in OWN}
+        if loaded:
+            self.optimizer.__setstate__(loaded)
+        self.__dict__.update({name: hooks for name, hooks in vars(self.optimizer).items() if name.endswith("_hooks")})
+        super().__setstate__({})
+
+    def __repr__(self) -> str:
+        return f"Proximal({self.optimizer!r})"
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; λ is copied, as lr is: one that is set later does not change it."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            if "proximal" in group:
+                group["proximal"] = [dict(entry) for entry in group["proximal"]]
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; a state without penalties (of the bare optimiser) keeps those that are set."""
+        kept = [group.get("proximal", []) for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, mine in zip(self.param_groups, kept, strict=True):
+            for entry in group.setdefault("proximal", mine):
+                self._penalty(entry)
+        self._settle()
+
+    def add_param_group(self, param_group: dict[str, Any], penalty: Penalty | None = None) -> None:
+        """Add a group, as torch does, all of it under `penalty` where one is given."""
+        self.optimizer.add_param_group(param_group)
+        if penalty is not None:
+            self._add(penalty, list(self.param_groups[-1]["params"]), set())
+
+    # --- λ ---------------------------------------------------------------------------------------------------------
+
+    def entries(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Each (group, entry of its "proximal" list), in order."""
+        for group in self.param_groups:
+            for entry in group.get("proximal", ()):
+                yield group, entry
+
+    def set_lam(self, lam: float, which: int | None = None) -> None:
+        """Set λ of all penalties, or of the `which`-th that was given.
+
+        Raises ValueError for a λ that is negative or not finite, and where there is no such penalty with a λ.
+        """
+        lam = _strength("set_lam", lam)
+        chosen = [e for _, e in self.entries() if e["lam"] is not None and which in (None, e["which"])]
+        if not chosen:
+            raise ValueError(f"set_lam: no penalty has a λ to set{'' if which is None else f', not the {which}-th'}.")
+        for entry in chosen:
+            entry["lam"] = lam
+
+    def penalised(self) -> Iterator[tuple[torch.Tensor, Penalty, dict[str, Any]]]:
+        """Each parameter under a penalty, with the penalty at its present λ, and its group."""
+        for group, entry in self.entries():
+            penalty = self._penalty(entry)
+            for place in entry["params"]:
+                yield group["params"][place], penalty, group
+
+    def penalty_value(self) -> torch.Tensor:
+        """g at the parameters as they are, a scalar: what to add to the loss to read f + g."""
+        with torch.no_grad():
+            values = [penalty.value(p) for p, penalty, _ in self.penalised()]
+            return torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values]).sum()
+
+    # --- the step --------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One step of the wrapped optimiser, then the prox of each parameter that has a gradient.
+
+        The wrapped one's step is taken without its hooks, which are ours too and fire around the whole.
+        """
+        table = table_of(self.optimizer)
+        memory = self._remember(table)
+        loss = own_step(type(self.optimizer))(self.optimizer, *(() if closure is None else (closure,)))
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler made for it looks at
+        if self._skipped():
+            self._forget(table)
+        else:
+            self._finish(table, memory)
+        return loss
+
+    @torch._disable_dynamo  # as torch's own: a compiled step is compiled up to here
+    @torch.no_grad()
+    def _finish(self, table: Table, memory: dict[int, Any]) -> None:
+        self._respond(table)
+        for group, entry in self.entries():
+            self._apply(table, group, entry, memory)
+
+    @torch._disable_dynamo
+    def _remember(self, table: Table) -> dict[int, Any]:
+        """What a prox needs of the state before the step."""
+        if isinstance(table.read, _Registered):
+            return {id(p): (self.optimizer, p) for p, _, _ in self.penalised()}
+        if table.remember is None:
+            return {}
+        return {id(p): table.remember(group, self.state.get(p, {})) for p, _, group in self.penalised()}
+
+    def _held(self) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+        return ((group, p) for group in self.param_groups for p in group["params"])
+
+    def _skipped(self) -> bool:
+        """Whether a fused step under GradScaler met an infinite gradient, and so did nothing."""
+        found = getattr(self, "found_inf", None)
+        return found is not None and bool(found.item())
+
+    def _forget(self, table: Table) -> None:
+        """Drop the buffer that torch makes in a fused first step, without a number in it, when it skips that step."""
+        for _, p in self._held():
+            if "response" not in self.state.get(p, {"response": 1.0}):
+                self.state[p].pop(table.buffer, None)
+
+    def _respond(self, table: Table) -> None:
+        """Move each momentum response on, with the momentum that the step had."""
+        for group, p in self._held() if table.respond else ():
+            if group["momentum"] and p.grad is not None:
+                state = self.state[p]
+                state["response"] = table.respond(group, state.get("response"))  # type: ignore[misc]
+
+    def _settle(self) -> None:
+        """A momentum buffer that was there before us counts as full."""
+        table = table_of(self.optimizer)
+        for group, p in self._held() if table.settled else ():
+            state = self.state.get(p, {})
+            if state.get(table.buffer) is not None and "response" not in state:
+                state["response"] = table.settled(group)  # type: ignore[misc]
+
+    def _apply(self, table: Table, group: dict[str, Any], entry: dict[str, Any], memory: dict[int, Any]) -> None:
+        penalty = self._penalty(entry)
+        for place in entry["params"]:
+            p = group["params"][place]
+            if p.grad is None:
+                continue
+            state = self.state.get(p, {})
+            reading = table.read(group, state, memory.get(id(p)), state.get("response", 1.0))
+            prox_(p, penalty, reading, self.compile)
+
+    # --- penalties as plain data -----------------------------------------------------------------------------------
+
+    def _add(self, penalty: Penalty, params: list[torch.Tensor], taken: set[int]) -> None:
+        _check(penalty, params)
+        wanted = {id(p): p for p in params}
+        twice = taken & wanted.keys()
+        if twice or len(wanted) < len(params):
+            raise ValueError("Proximal: a parameter is named twice; put it under one penalty.")
+        which = max((entry["which"] for _, entry in self.entries()), default=-1) + 1
+        for group in self.param_groups:
+            places = [i for i, p in enumerate(group["params"]) if id(p) in wanted]
+            taken |= {id(group["params"][i]) for i in places}
+            if places:
+                plain = to_plain(penalty)
+                entry = {"lam": plain.pop("lam", None), "penalty": plain, "params": places, "which": which}
+                group.setdefault("proximal", []).append(entry)
+        missing = [tuple(p.shape) for key, p in wanted.items() if key not in taken]
+        if missing:
+            raise ValueError(f"Proximal: the optimiser does not hold a parameter of shape {missing[0]} that is named.")
+        self.classes[type(penalty).__name__] = type(penalty)
+
+    def _penalty(self, entry: dict[str, Any]) -> Penalty:
+        """The penalty that an entry describes, at its λ."""
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["penalty"].items()}
+        plain = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in plain.items()}
+        name = plain.pop("name")
+        kind = self.classes.get(name) or (getattr(known, name) if name in known.__all__ else None)
+        if kind is None:
+            raise ValueError(f"Proximal: the state names a penalty {name!r} that is not known here.")
+        self.classes[name] = kind
+        if entry["lam"] is not None:
+            plain["lam"] = entry["lam"]
+        blank = object.__new__(kind)
+        blank.__dict__.update(plain)
+        return blank
+
+
+OWN = ("optimizer", "compile", "classes")
+
+
+def _strength(who: str, lam: Any) -> float:
+    if not (isinstance(lam, (int, float)) and 0 <= lam < float("inf")):
+        raise ValueError(f"{who}: lam must be a finite number, 0 or above, not {lam!r}.")
+    return float(lam)
+
+
+def _as_pairs(penalty: Any, params: Any) -> list[tuple[Penalty, Any]]:
+    pairs = [(penalty, params)] if isinstance(penalty, Penalty) else penalty
+    sound = isinstance(pairs, (list, tuple)) and len(pairs) > 0
+    if not sound or any(not (isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], Penalty)) for p in pairs):
+        raise ValueError("Proximal: give one of nonsmooth.penalties, or a list of pairs (penalty, params).")
+    return list(pairs)
+
+
+def _as_list(params: Any) -> list[torch.Tensor]:
+    if isinstance(params, torch.Tensor):
+        raise ValueError("Proximal: params must be a list of parameters, not one tensor; write [w].")
+    found = list(params)
+    for p in found:
+        if not isinstance(p, torch.Tensor):
+            raise ValueError(f"Proximal: params must hold parameters, not {type(p).__name__}; pass weights(model).")
+    if not found:
+        raise ValueError("Proximal: params is empty; name at least one parameter.")
+    return found
+
+
+def _check(penalty: Penalty, params: list[torch.Tensor]) -> None:
+    name = type(penalty).__name__
+    for f in fields(penalty):
+        value = getattr(penalty, f.name)
+        if isinstance(value, Hyperparameters) or hasattr(value, "dims"):
+            raise ValueError(f"Proximal: {name}.{f.name} must be a plain number here, not {value!r}.")
+        if f.name != "weights" and isinstance(value, np.ndarray):
+            raise ValueError(f"Proximal: {name}.{f.name} must be one number here, not a list of {value.size}.")
+    for p in params:
+        if p.is_complex():
+            raise ValueError("Proximal: a complex parameter has no proximal map here; penalise its real view.")
+        if p.layout != torch.strided:
+            raise ValueError(f"Proximal: a parameter of layout {p.layout} has no proximal map here; make it dense.")
+        with torch.no_grad():
+            penalty.prox(torch.zeros_like(p, dtype=torch.float32), 1.0)
+
+
+# --- the prox of one parameter -------------------------------------------------------------------------------------
+
+
+def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = False) -> None:
+    """p ← prox_{τg}(p) in place, τ as read, in float32 at least."""
+    alike = type(penalty) in COORDINATEWISE and getattr(penalty, "weights", None) is None
+    flat = _flattened(p, *reading.tensors) if alike else None
+    if flat is None:
+        p.copy_(_prox(p, penalty, reading))
+        return
+    values = (getattr(penalty, f.name) for f in fields(penalty))
+    kernel = _kernel(type(penalty), reading) if compile and p.numel() > 1 else None  # 0 and 1 have code of their own
+    if kernel is None or not kernel((*values, *reading.numbers), flat):
+        w, *tensors = flat
+        for start in range(0, w.numel(), BLOCK):
+            part = slice(start, start + BLOCK)
+            block = Reading(reading.formula, reading.numbers, tuple(t[part] for t in tensors))
+            w[part] = _prox(w[part], penalty, block)
+
+
+def _prox(w: torch.Tensor, penalty: Penalty, reading: Reading) -> torch.Tensor:
+    wide, tau = torch.promote_types(w.dtype, torch.float32), reading.value()
+    if type(penalty) is L1 and penalty.weights is None:
+        return shrunk(w.to(wide), tau * penalty.lam).to(w.dtype)
+    return penalty.prox(w.to(wide), tau).to(w.dtype)
+
+
+def shrunk(w: torch.Tensor, threshold: Any) -> torch.Tensor:
+    """w − clip(w, −threshold, threshold): L1's prox in two passes."""
+    return w - torch.clamp(w, -threshold, threshold)
+
+
+def _flattened(p: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor] | None:
+    """One-dimensional views in the order of memory, where all lie alike and without gaps."""
+    if any(t.stride() != p.stride() or t.shape != p.shape for t in tensors):
+        return None
+    expected = 1
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return None
+        expected *= size
+    return [t.as_strided((t.numel(),), (1,)).detach() for t in (p, *tensors)]
+
+
+class Kernel:
+    """One fused pass over a parameter and what its τ is made of, compiled for any length and any numbers."""
+
+    def __init__(self, kind: type[Penalty], formula: Callable[..., Any], tensors: int) -> None:
+        names = [f.name for f in fields(kind)]
+
+        def kernel(arguments: tuple[Any, ...], flat: list[torch.Tensor]) -> None:
+            penalty = object.__new__(kind)
+            penalty.__dict__.update(zip(names, arguments, strict=False))
+            w, *rest = flat
+            w.copy_(_prox(w, penalty, Reading(formula, arguments[len(names) :], tuple(rest))))
+
+        kernel.__code__ = kernel.__code__.replace()  # dynamo counts what it compiles by code, and stops at a few
+        self.program: Callable[..., Any] | None = torch.compile(kernel, dynamic=True, fullgraph=True)
+
+    def __call__(self, arguments: Iterable[Any], flat: list[torch.Tensor]) -> bool:
+        """Whether it ran. Where there is no compiler it says so, once, and the eager path does the work."""
+        if self.program is None:
+            return False
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # dynamo's, of caches that it looks through
+                traced = (torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments)
+                self.program(tuple(traced), flat)
+        except Exception as error:  # whatever it is, the eager path does the work, or says what is wrong
+            self.program = None
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"Proximal: torch.compile failed ({reason}); the eager path is used.", stacklevel=2)
+            return False
+        return True
+
+
+KERNELS: dict[tuple[Any, ...], Kernel] = {}
+
+
+def _kernel(kind: type[Penalty], reading: Reading) -> Kernel:
+    key = (kind, reading.formula, len(reading.tensors))
+    if key not in KERNELS:
+        KERNELS[key] = Kernel(*key)
+    return KERNELS[key]
+
+
+class LambdaLam:
+    """λ as a function of the number of calls of `step`: each penalty's first λ times factor(t), t = 0, 1, 2, …
+
+    The counterpart of torch's LambdaLR, for the strengths of a `Proximal`; `state_dict` resumes it.
+
+    >>> from nonsmooth.penalties import L1
+    >>> w = torch.nn.Parameter(torch.ones(1))
+    >>> optimizer = Proximal(torch.optim.SGD([w], lr=0.1), L1(0.5))
+    >>> warm_up = LambdaLam(optimizer, lambda t: min(1.0, t / 10))
+    >>> warm_up.get_last_lam()
+    [0.0]
+    >>> for _ in range(5):
+    ...     warm_up.step()
+    >>> warm_up.get_last_lam()
+    [0.25]
+    """
+
+    def __init__(self, optimizer: Proximal, factor: Callable[[int], float]) -> None:
+        self.optimizer, self.factor, self.t = optimizer, factor, -1
+        self.first = [entry["lam"] for _, entry in optimizer.entries()]
+        self.step()
+
+    def step(self) -> None:
+        self.t += 1
+        for first, (_, entry) in zip(self.first, self.optimizer.entries(), strict=True):
+            if first is not None:
+                entry["lam"] = _strength("LambdaLam", first * self.factor(self.t))
+
+    def get_last_lam(self) -> list[float]:
+        return [entry["lam"] for _, entry in self.optimizer.entries()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"t": self.t, "first": list(self.first)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.t, self.first = state_dict["t"] - 1, list(state_dict["first"])
+        self.step()
