@@ -9,6 +9,40 @@ except ModuleNotFoundError as missing:
         "nonsmooth.torch needs torch, which is not installed; run: pip install 'nonsmooth[torch]'", name="torch"
     ) from missing
 
+from nonsmooth.torch.certificates import (
+    KKT,
+    DualityGap,
+    KKTRow,
+    Residual,
+    StationaryLam,
+    decay_residual,
+    duality_gap,
+    kkt,
+    prox_residual,
+    stationary_lam,
+)
+from nonsmooth.torch.effective import effective_step, register_effective_step
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
+from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
 
-__all__ = ["KinkError", "KinkReport", "KinkRow", "kinkcheck"]
+__all__ = [
+    "DualityGap",
+    "KKT",
+    "KKTRow",
+    "KinkError",
+    "KinkReport",
+    "KinkRow",
+    "LambdaLam",
+    "Proximal",
+    "Residual",
+    "StationaryLam",
+    "decay_residual",
+    "duality_gap",
+    "effective_step",
+    "kinkcheck",
+    "kkt",
+    "prox_residual",
+    "register_effective_step",
+    "stationary_lam",
+    "weights",
+]
