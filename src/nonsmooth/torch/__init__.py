@@ -24,24 +24,33 @@ from nonsmooth.torch.certificates import (
 from nonsmooth.torch.effective import effective_step, register_effective_step
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
 from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
+from nonsmooth.torch.sparsity import Density, DensityRow, LamPath, Refit, TargetSparsity, density, lam_path, refit
 
 __all__ = [
+    "Density",
+    "DensityRow",
     "DualityGap",
     "KKT",
     "KKTRow",
     "KinkError",
     "KinkReport",
     "KinkRow",
+    "LamPath",
     "LambdaLam",
     "Proximal",
+    "Refit",
     "Residual",
     "StationaryLam",
+    "TargetSparsity",
     "decay_residual",
+    "density",
     "duality_gap",
     "effective_step",
     "kinkcheck",
     "kkt",
+    "lam_path",
     "prox_residual",
+    "refit",
     "register_effective_step",
     "stationary_lam",
     "weights",
