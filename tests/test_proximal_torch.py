@@ -6,9 +6,8 @@ import copy
 import gc
 import io
 import pickle
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ from nonsmooth.penalties import (
 )
 from nonsmooth.rules import Cosine
 from nonsmooth.torch import LambdaLam, Proximal, effective_step, weights
-from nonsmooth.torch import proximal as module
+from nonsmooth.torch import kernels as module
 from zoo import over
 
 Make = Callable[[Any], optim.Optimizer]
@@ -966,126 +965,3 @@ def test_it_bears_a_wrapper_that_takes_on_its_class():
     advance(ways[0], range(4))
     advance(around, range(4), LambdaLR(around, lambda t: 1.0))
     assert snapshot(ways[0]) == snapshot(ways[1])
-
-
-# ── compiled ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def fresh_kernels(monkeypatch):
-    monkeypatch.setattr(module, "KERNELS", {})
-
-
-def graphs() -> int:
-    from torch._dynamo.utils import counters
-
-    return counters["stats"]["unique_graphs"]
-
-
-SHAPES = [(70, 3), (12,), (5, 2, 2, 3), (1,), (0,), ()]
-
-
-def step_by_step(make: Make, penalty: Penalty, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What one step makes of the same parameters and state, eager and compiled, and the scale of its numbers."""
-    generator = torch.Generator().manual_seed(0)
-    params = [Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
-    twins = copy.deepcopy(params)
-    eager, compiled = Proximal(make(params), penalty), Proximal(make(twins), penalty, compile=True)
-    for t in range(4):
-        for optimizer in (eager, compiled):
-            optimizer.param_groups[0]["lr"] = 0.1 / (t + 1)
-            optimizer.set_lam(0.5 / (t + 1))
-        for p, q in zip(params, twins):
-            with torch.no_grad():
-                q.copy_(p)
-            p.grad = gradient(p, t)
-            q.grad = p.grad.clone()
-        eager.step()
-        compiled.step()
-        for p, q in zip(params, twins):
-            tau = effective_step(eager.optimizer, p)
-            yield p.detach(), q.detach(), p.detach().abs() + 0.5 * torch.as_tensor(tau)
-
-
-@pytest.mark.usefixtures("fresh_kernels")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("penalty", [L1(0.1), ElasticNet(0.1, 0.1)], ids=repr)
-@pytest.mark.parametrize("name", ["momentum", "adam-fused", "rmsprop-centred"])
-def test_compiled_equals_eager_without_recompiling(name, penalty, dtype):
-    """Bit for bit where τ is one number, else to 2 roundings; one program for all lr, λ and shapes."""
-    before = graphs()
-    for p, q, scale in step_by_step(OPTIMISERS[name], penalty, dtype):
-        if name == "momentum":
-            assert torch.equal(p, q)
-        assert torch.equal(p == 0, q == 0)
-        assert bool(((p - q).abs() <= 2 * torch.finfo(dtype).eps * scale).all())
-    assert graphs() - before == 1
-
-
-@pytest.mark.usefixtures("fresh_kernels")
-def test_each_penalty_has_its_own_count_of_programs():
-    """dynamo stops at recompile_limit programs for one code, and the step after that failed."""
-    before = graphs()
-    with torch._dynamo.config.patch(recompile_limit=1):
-        for penalty in (L1(0.1), NonNegative(), Box(-1.0, 1.0)):
-            advance(Proximal(optim.SGD(points(), lr=0.1), penalty, compile=True), range(2))
-    assert graphs() - before == 3
-
-
-@pytest.mark.usefixtures("fresh_kernels")
-def test_without_a_compiler_it_says_so_once_and_goes_on():
-    from torch._inductor import config
-
-    params, twins = points(), points()
-    optimizer, twin = (
-        Proximal(optim.Adam(params, lr=0.1), L1(0.2), compile=True),
-        Proximal(optim.Adam(twins, lr=0.1), L1(0.2)),
-    )
-    with (
-        config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
-        pytest.warns(
-            UserWarning, match=r"^Proximal: torch.compile failed \(.*compiler.*\); the eager path is used"
-        ) as said,
-    ):
-        advance(optimizer, range(3))
-    assert len(said) == 1
-    advance(optimizer, range(3, 5))
-    advance(twin, range(5))
-    assert bits(params) == bits(twins)
-
-
-@pytest.mark.usefixtures("fresh_kernels")
-def test_group_penalties_take_the_eager_path_in_silence():
-    before, (p, q) = graphs(), (Parameter(torch.ones(3, 2)) for _ in range(2))
-    for way in (
-        Proximal(optim.Adam([p], lr=0.1), GroupLasso(0.1), compile=True),
-        Proximal(optim.Adam([q], lr=0.1), GroupLasso(0.1)),
-    ):
-        advance(way, range(3))
-    assert torch.equal(p, q) and graphs() == before
-
-
-@pytest.mark.usefixtures("fresh_kernels")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_compiled_step_function(compiled):
-    """torch compiles the wrapped optimiser's part; ours comes after it."""
-    params, twins = points(), points()
-    optimizer, twin = (
-        Proximal(optim.Adam(params, lr=0.1), L1(0.2), compile=compiled),
-        Proximal(optim.Adam(twins, lr=0.1), L1(0.2)),
-    )
-
-    @torch.compile
-    def step() -> None:
-        optimizer.step()
-
-    for t in range(4):
-        for p, q in zip(params, twins):
-            p.grad, q.grad = gradient(q, t), gradient(q, t)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torch")
-            step()
-        twin.step()
-    for p, q in zip(params, twins):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
-        assert torch.equal(p == 0, q == 0)

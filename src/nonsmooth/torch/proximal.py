@@ -7,7 +7,7 @@ leave the penalty out of it. Source: Parikh & Boyd 2014, section 4.2; Yun, Lozan
 
 from __future__ import annotations
 
-import warnings
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -18,16 +18,11 @@ from torch.optim import Optimizer
 
 from nonsmooth import penalties as known
 from nonsmooth.hyperparameters import Hyperparameters
-from nonsmooth.penalties import L0, L1, MCP, SCAD, Box, ElasticNet, LHalf, NonNegative, Penalty, SmoothedL1, SquaredL2
-from nonsmooth.torch.effective import Reading, Table, _Registered, own_step, table_of
+from nonsmooth.penalties import Penalty
+from nonsmooth.torch.effective import Table, _Registered, own_step, table_of
+from nonsmooth.torch.kernels import prox_, step_and_prox_
 
 __all__ = ["LambdaLam", "Proximal", "weights"]
-
-BLOCK = 1 << 17
-"""Numbers of a parameter that a separable prox works on at a time: their temporaries stay in the cache."""
-
-COORDINATEWISE = (L1, SquaredL2, ElasticNet, SmoothedL1, MCP, SCAD, L0, LHalf, Box, NonNegative)
-"""Penalties Σ h(xᵢ) with one h for all (L1 without weights): the prox of a part of a parameter is that part's prox."""
 
 NORMS = (
     torch.nn.modules.batchnorm._NormBase,
@@ -226,20 +221,42 @@ class Proximal(Optimizer):
         """
         table = table_of(self.optimizer)
         memory = self._remember(table)
-        loss = own_step(type(self.optimizer))(self.optimizer, *(() if closure is None else (closure,)))
+        moved = self._at_once(table) if self.compile and closure is None else set()
+        with self._without(moved):
+            loss = own_step(type(self.optimizer))(self.optimizer, *(() if closure is None else (closure,)))
         self.optimizer._opt_called = True  # type: ignore[attr-defined]  # what a scheduler made for it looks at
         if self._skipped():
             self._forget(table)
         else:
-            self._finish(table, memory)
+            self._finish(table, memory, moved)
         return loss
+
+    @torch._disable_dynamo
+    @torch.no_grad()
+    def _at_once(self, table: Table) -> set[int]:
+        """Which parameters took step and prox in one compiled pass."""
+        if getattr(self, "found_inf", None) is not None or getattr(self, "grad_scale", None) is not None:
+            return set()
+        return {id(p) for p, g, group in self.penalised() if step_and_prox_(p, g, table, group, self.state.get(p, {}))}
+
+    @contextlib.contextmanager
+    def _without(self, moved: set[int]) -> Iterator[None]:
+        """The groups hold only what has not moved yet."""
+        held = [group["params"] for group in self.param_groups] if moved else []
+        try:
+            for group, params in zip(self.param_groups, held, strict=False):
+                group["params"] = [p for p in params if id(p) not in moved]
+            yield
+        finally:
+            for group, params in zip(self.param_groups, held, strict=False):
+                group["params"] = params
 
     @torch._disable_dynamo  # as torch's own: a compiled step is compiled up to here
     @torch.no_grad()
-    def _finish(self, table: Table, memory: dict[int, Any]) -> None:
+    def _finish(self, table: Table, memory: dict[int, Any], moved: set[int]) -> None:
         self._respond(table)
         for group, entry in self.entries():
-            self._apply(table, group, entry, memory)
+            self._apply(table, group, entry, memory, moved)
 
     @torch._disable_dynamo
     def _remember(self, table: Table) -> dict[int, Any]:
@@ -279,11 +296,13 @@ class Proximal(Optimizer):
             if state.get(table.buffer) is not None and "response" not in state:
                 state["response"] = table.settled(group)  # type: ignore[misc]
 
-    def _apply(self, table: Table, group: dict[str, Any], entry: dict[str, Any], memory: dict[int, Any]) -> None:
+    def _apply(
+        self, table: Table, group: dict[str, Any], entry: dict[str, Any], memory: dict[int, Any], moved: set[int]
+    ) -> None:
         penalty = self._penalty(entry)
         for place in entry["params"]:
             p = group["params"][place]
-            if p.grad is None:
+            if p.grad is None or id(p) in moved:
                 continue
             state = self.state.get(p, {})
             reading = table.read(group, state, memory.get(id(p)), state.get("response", 1.0))
@@ -370,92 +389,6 @@ def _check(penalty: Penalty, params: list[torch.Tensor]) -> None:
             raise ValueError(f"Proximal: a parameter of layout {p.layout} has no proximal map here; make it dense.")
         with torch.no_grad():
             penalty.prox(torch.zeros_like(p, dtype=torch.float32), 1.0)
-
-
-# --- the prox of one parameter -------------------------------------------------------------------------------------
-
-
-def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = False) -> None:
-    """p ← prox_{τg}(p) in place, τ as read, in float32 at least."""
-    alike = type(penalty) in COORDINATEWISE and getattr(penalty, "weights", None) is None
-    flat = _flattened(p, *reading.tensors) if alike else None
-    if flat is None:
-        p.copy_(_prox(p, penalty, reading))
-        return
-    values = (getattr(penalty, f.name) for f in fields(penalty))
-    kernel = _kernel(type(penalty), reading) if compile and p.numel() > 1 else None  # 0 and 1 have code of their own
-    if kernel is None or not kernel((*values, *reading.numbers), flat):
-        w, *tensors = flat
-        for start in range(0, w.numel(), BLOCK):
-            part = slice(start, start + BLOCK)
-            block = Reading(reading.formula, reading.numbers, tuple(t[part] for t in tensors))
-            w[part] = _prox(w[part], penalty, block)
-
-
-def _prox(w: torch.Tensor, penalty: Penalty, reading: Reading) -> torch.Tensor:
-    wide, tau = torch.promote_types(w.dtype, torch.float32), reading.value()
-    if type(penalty) is L1 and penalty.weights is None:
-        return shrunk(w.to(wide), tau * penalty.lam).to(w.dtype)
-    return penalty.prox(w.to(wide), tau).to(w.dtype)
-
-
-def shrunk(w: torch.Tensor, threshold: Any) -> torch.Tensor:
-    """w − clip(w, −threshold, threshold): L1's prox in two passes."""
-    return w - torch.clamp(w, -threshold, threshold)
-
-
-def _flattened(p: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor] | None:
-    """One-dimensional views in the order of memory, where all lie alike and without gaps."""
-    if any(t.stride() != p.stride() or t.shape != p.shape for t in tensors):
-        return None
-    expected = 1
-    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return None
-        expected *= size
-    return [t.as_strided((t.numel(),), (1,)).detach() for t in (p, *tensors)]
-
-
-class Kernel:
-    """One fused pass over a parameter and what its τ is made of, compiled for any length and any numbers."""
-
-    def __init__(self, kind: type[Penalty], formula: Callable[..., Any], tensors: int) -> None:
-        names = [f.name for f in fields(kind)]
-
-        def kernel(arguments: tuple[Any, ...], flat: list[torch.Tensor]) -> None:
-            penalty = object.__new__(kind)
-            penalty.__dict__.update(zip(names, arguments, strict=False))
-            w, *rest = flat
-            w.copy_(_prox(w, penalty, Reading(formula, arguments[len(names) :], tuple(rest))))
-
-        kernel.__code__ = kernel.__code__.replace()  # dynamo counts what it compiles by code, and stops at a few
-        self.program: Callable[..., Any] | None = torch.compile(kernel, dynamic=True, fullgraph=True)
-
-    def __call__(self, arguments: Iterable[Any], flat: list[torch.Tensor]) -> bool:
-        """Whether it ran. Where there is no compiler it says so, once, and the eager path does the work."""
-        if self.program is None:
-            return False
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # dynamo's, of caches that it looks through
-                traced = (torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments)
-                self.program(tuple(traced), flat)
-        except Exception as error:  # whatever it is, the eager path does the work, or says what is wrong
-            self.program = None
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"Proximal: torch.compile failed ({reason}); the eager path is used.", stacklevel=2)
-            return False
-        return True
-
-
-KERNELS: dict[tuple[Any, ...], Kernel] = {}
-
-
-def _kernel(kind: type[Penalty], reading: Reading) -> Kernel:
-    key = (kind, reading.formula, len(reading.tensors))
-    if key not in KERNELS:
-        KERNELS[key] = Kernel(*key)
-    return KERNELS[key]
 
 
 class LambdaLam:

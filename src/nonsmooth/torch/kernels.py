@@ -1,0 +1,210 @@
+"""The prox of one parameter in place: in blocks that stay in the cache, or compiled, on its own or with the step.
+
+A separable prox is bound by memory traffic. Eagerly it takes a pass for each operation, so it works on blocks; compiled
+it is one pass over w and what τ is made of; and for SGD and Adam step and prox are compiled together, so that nothing
+is read twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from nonsmooth.penalties import L0, L1, MCP, SCAD, Box, ElasticNet, LHalf, NonNegative, Penalty, SmoothedL1, SquaredL2
+from nonsmooth.torch.effective import Reading, Table, _adam, _sgd, identity, over_root
+
+__all__ = ["prox_", "step_and_prox_"]
+
+BLOCK = 1 << 18
+"""Numbers of a parameter that a separable prox works on at a time on a CPU: their temporaries stay in the cache."""
+
+LARGE = 1 << 14
+"""From this many numbers on a compiled step and prox is worth its call."""
+
+COORDINATEWISE = (L1, SquaredL2, ElasticNet, SmoothedL1, MCP, SCAD, L0, LHalf, Box, NonNegative)
+"""Penalties Σ h(xᵢ) with one h for all (L1 without weights): the prox of a part of a parameter is that part's prox."""
+
+
+def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = False) -> None:
+    """p ← prox_{τg}(p) in place, τ as read, in float32 at least."""
+    flat = _flattened(p, *reading.tensors) if _alike(penalty) else None
+    if flat is None:
+        _prox_(p, penalty, reading)
+        return
+    if compile and p.numel() > 1:  # 0 and 1 have code of their own
+        kernel = _kernel(type(penalty), reading.formula, len(reading.tensors))
+        if kernel((*_values(penalty), *reading.numbers), flat):
+            return
+    threshold = reading.scaled(penalty.lam) if type(penalty) is L1 else reading
+    quick = type(penalty) is L1 and all(t.dtype in (torch.float32, torch.float64) for t in flat)
+    block = BLOCK if p.device.type == "cpu" else p.numel() or 1
+    for w, *tensors in zip(*(t.split(block) for t in flat), strict=True):
+        if quick:
+            w.sub_(clipped(w, threshold.formula(*threshold.numbers, *tensors)))
+        else:
+            _prox_(w, penalty, Reading(reading.formula, reading.numbers, tuple(tensors)))
+
+
+def _alike(penalty: Penalty) -> bool:
+    return type(penalty) in COORDINATEWISE and getattr(penalty, "weights", None) is None
+
+
+def _values(penalty: Penalty) -> list[Any]:
+    return [getattr(penalty, f.name) for f in fields(penalty)]
+
+
+def _prox_(w: torch.Tensor, penalty: Penalty, reading: Reading) -> None:
+    wide = w.to(torch.promote_types(w.dtype, torch.float32))
+    if type(penalty) is L1 and penalty.weights is None:
+        wide.sub_(clipped(wide, reading.scaled(penalty.lam).value()))
+    else:
+        wide = penalty.prox(wide, reading.value())
+    if wide is not w:
+        w.copy_(wide)
+
+
+def clipped(w: torch.Tensor, threshold: Any) -> torch.Tensor:
+    """w clipped to ± threshold; w without it is L1's prox, in fewer passes than by the signs."""
+    if not isinstance(threshold, torch.Tensor) or threshold.ndim == 0:
+        return torch.clamp(w, -threshold, threshold)
+    bound = threshold.neg()
+    return torch.clamp(w, bound, threshold, out=bound)
+
+
+def _flattened(p: torch.Tensor, *tensors: torch.Tensor) -> list[torch.Tensor] | None:
+    """One-dimensional views in the order of memory, where all lie alike and without gaps."""
+    if any(t.stride() != p.stride() or t.shape != p.shape for t in tensors):
+        return None
+    expected = 1
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return None
+        expected *= size
+    return [t.as_strided((t.numel(),), (1,)).detach() for t in (p, *tensors)]
+
+
+# --- step and prox together ----------------------------------------------------------------------------------------
+
+
+def adam(numbers: Any, w: Any, g: Any, m: Any, v: Any, largest: Any = None) -> tuple[list[Any], Reading]:
+    """torch's Adam and AdamW, and their τ; of the coupled and the decoupled decay one is 0."""
+    sign, lr, beta1, beta2, eps, coupled, decoupled, correction, root = numbers
+    g = sign * g + coupled * w
+    m = m + (1 - beta1) * (g - m)
+    v = beta2 * v + (1 - beta2) * g * g
+    top = v if largest is None else torch.maximum(largest, v)
+    tau = over_root(lr, root, eps, top)
+    w = w - (lr * decoupled) * w - tau * m / correction
+    return [w, None, m, v, *([] if largest is None else [top])], Reading(identity, (), (tau,))
+
+
+def sgd(numbers: Any, w: Any, g: Any, buffer: Any) -> tuple[list[Any], Reading]:
+    """torch's SGD with momentum β, and its τ; Nesterov's step is a mixture, of which `ahead` is 1."""
+    sign, lr, beta, kept, coupled, ahead, tau = numbers
+    g = sign * g + coupled * w
+    buffer = beta * buffer + kept * g
+    return [w - lr * (buffer + ahead * (g + beta * buffer - buffer)), None, buffer], Reading(identity, (tau,))
+
+
+def _adam_numbers(group: Mapping[str, Any], state: Mapping[str, Any], response: float) -> list[float]:
+    t, (beta1, beta2), decay = float(state["step"]) + 1, group["betas"], float(group["weight_decay"])
+    decays = (0.0, decay) if group.get("decoupled_weight_decay") else (decay, 0.0)
+    return [float(group["lr"]), beta1, beta2, group["eps"], *decays, 1 - beta1**t, (1 - beta2**t) ** 0.5]
+
+
+def _sgd_numbers(group: Mapping[str, Any], state: Mapping[str, Any], response: float) -> list[float]:
+    tau = _sgd(group, {}, None, response).numbers[0]
+    kept, decay = 1.0 - group["dampening"], float(group["weight_decay"])
+    return [float(group["lr"]), group["momentum"], kept, decay, float(group["nesterov"]), float(tau)]
+
+
+WHOLE: dict[Any, tuple[Callable[..., Any], Callable[..., list[float]], tuple[str, ...]]] = {
+    _adam: (adam, _adam_numbers, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
+    _sgd: (sgd, _sgd_numbers, ("momentum_buffer",)),
+}
+"""How a table reads τ: its step as a formula, the formula's numbers, and what of the state it moves on."""
+
+
+def step_and_prox_(
+    p: torch.Tensor, penalty: Penalty, table: Table, group: Mapping[str, Any], state: dict[str, Any]
+) -> bool:
+    """Whether p took its optimiser's step and the prox in one compiled pass; if not, nothing has changed.
+
+    For SGD with momentum, Adam and AdamW on a CPU, from the second step on, for a separable penalty.
+    """
+    if table.read not in WHOLE or not _alike(penalty) or p.grad is None or p.numel() < LARGE:
+        return False
+    if any(group.get(name) for name in ("differentiable", "capturable")):
+        return False
+    formula, numbers, names = WHOLE[table.read]
+    tensors = [state[name] for name in names if isinstance(state.get(name), torch.Tensor)]
+    flat = _flattened(p, p.grad, *tensors) if tensors and p.device.type == "cpu" else None
+    if flat is None:
+        return False
+    response = table.respond(group, state.get("response")) if table.respond else 1.0
+    sign = -1.0 if group["maximize"] else 1.0
+    kernel = _kernel(type(penalty), formula, len(flat) - 1, whole=True)
+    if not kernel((*_values(penalty), sign, *numbers(group, state, response)), flat):
+        return False
+    if "step" in state:
+        state["step"] += 1
+    return True
+
+
+# --- compiled ------------------------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """One fused pass over a parameter and what goes with it, compiled for any length and any numbers."""
+
+    def __init__(self, kind: type[Penalty], formula: Callable[..., Any], tensors: int, whole: bool) -> None:
+        names = [f.name for f in fields(kind)]
+
+        def kernel(arguments: tuple[Any, ...], flat: list[torch.Tensor]) -> None:
+            penalty = object.__new__(kind)
+            penalty.__dict__.update(zip(names, arguments, strict=False))
+            numbers, (w, *rest) = arguments[len(names) :], flat
+            if not whole:
+                _prox_(w, penalty, Reading(formula, numbers, tuple(rest)))
+                return
+            moved, reading = formula(numbers, *(t.to(torch.promote_types(t.dtype, torch.float32)) for t in flat))
+            _prox_(moved[0], penalty, reading)
+            for old, new in zip(flat, moved, strict=True):
+                if new is not None:
+                    old.copy_(new)
+
+        kernel.__code__ = kernel.__code__.replace()  # dynamo counts what it compiles by code, and stops at a few
+        self.program: Callable[..., Any] | None = torch.compile(kernel, dynamic=True, fullgraph=True)
+
+    def __call__(self, arguments: Iterable[Any], flat: list[torch.Tensor]) -> bool:
+        """Whether it ran. Where there is no compiler it says so, once, and the eager path does the work."""
+        if self.program is None:
+            return False
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # dynamo's, of caches that it looks through
+                traced = (torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments)
+                self.program(tuple(traced), flat)
+        except Exception as error:  # whatever it is, the eager path does the work, or says what is wrong
+            self.program = None
+            reason = str(error).strip().partition("\n")[0]
+            if reason not in REASONS:
+                warnings.warn(f"Proximal: torch.compile failed ({reason}); the eager path is used.", stacklevel=2)
+            REASONS.add(reason)
+            return False
+        return True
+
+
+KERNELS: dict[tuple[Any, ...], Kernel] = {}
+REASONS: set[str] = set()
+
+
+def _kernel(kind: type[Penalty], formula: Callable[..., Any], tensors: int, whole: bool = False) -> Kernel:
+    key = (kind, formula, tensors, whole)
+    if key not in KERNELS:
+        KERNELS[key] = Kernel(*key)
+    return KERNELS[key]
