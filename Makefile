@@ -18,6 +18,8 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/simulate.py
+	$(BIN)/python benchmarks/proximal.py
+	$(BIN)/python benchmarks/exactness.py
 
 clean:
 	rm -rf .venv out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(name, "2")
+    os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", "2"))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

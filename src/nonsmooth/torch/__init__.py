@@ -9,6 +9,7 @@ except ModuleNotFoundError as missing:
         "nonsmooth.torch needs torch, which is not installed; run: pip install 'nonsmooth[torch]'", name="torch"
     ) from missing
 
+from nonsmooth.torch.alternatives import FromRule, MagnitudePruning, penalised, remove_spred, spred
 from nonsmooth.torch.certificates import (
     KKT,
     DualityGap,
@@ -21,15 +22,20 @@ from nonsmooth.torch.certificates import (
     prox_residual,
     stationary_lam,
 )
+from nonsmooth.torch.compress import Compressed, Cost, compress
 from nonsmooth.torch.effective import effective_step, register_effective_step
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
 from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
+from nonsmooth.torch.semistructured import SemiStructured, semi_structured
 from nonsmooth.torch.sparsity import Density, DensityRow, LamPath, Refit, TargetSparsity, density, lam_path, refit
 
 __all__ = [
+    "Compressed",
+    "Cost",
     "Density",
     "DensityRow",
     "DualityGap",
+    "FromRule",
     "KKT",
     "KKTRow",
     "KinkError",
@@ -37,11 +43,14 @@ __all__ = [
     "KinkRow",
     "LamPath",
     "LambdaLam",
+    "MagnitudePruning",
     "Proximal",
     "Refit",
     "Residual",
+    "SemiStructured",
     "StationaryLam",
     "TargetSparsity",
+    "compress",
     "decay_residual",
     "density",
     "duality_gap",
@@ -49,9 +58,13 @@ __all__ = [
     "kinkcheck",
     "kkt",
     "lam_path",
+    "penalised",
     "prox_residual",
     "refit",
     "register_effective_step",
+    "remove_spred",
+    "semi_structured",
+    "spred",
     "stationary_lam",
     "weights",
 ]

@@ -62,9 +62,11 @@ def identity(step: Any) -> Any:
     return step
 
 
-def over_root(scale: Any, root_correction: Any, eps: Any, v: Any) -> Any:
+def over_root(scale: Any, root_correction: Any, eps: Any, v: Any, out: Any = None) -> Any:
     """scale/(√v/√(1 − β₂ᵗ) + ε), in three passes and one temporary."""
-    deviation = v.rsqrt().reciprocal_().add_(eps * root_correction)  # √v: torch's own sqrt is slower on a CPU
+    deviation = (
+        torch.rsqrt(v, out=out).reciprocal_().add_(eps * root_correction)
+    )  # √v: torch's own sqrt is slower on a CPU
     return torch.div(torch.as_tensor(scale * root_correction, dtype=v.dtype), deviation, out=deviation)
 
 
@@ -148,7 +150,7 @@ def _rmsprop(group: Group, state: dict[str, Any], memory: Any, response: float) 
     if not group["centered"]:
         return Reading(over_root, numbers, (state["square_avg"],))
     v, mean = state["square_avg"], state["grad_avg"]
-    if bool((v < mean * mean).any()):
+    if bool((torch.addcmul(v, mean, mean, value=-1) < 0).any()) or bool((v < mean * mean).any()):
         warnings.warn(
             "Proximal: centred RMSprop lost v − ḡ² to rounding, as a gradient no longer changes; torch's own step is "
             "NaN where that is below 0. Use centered=False.",

@@ -7,8 +7,9 @@ is read twice.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 
 from nonsmooth.penalties import L0, L1, MCP, SCAD, Box, ElasticNet, LHalf, NonNegative, Penalty, SmoothedL1, SquaredL2
 from nonsmooth.torch.effective import Reading, Table, _adam, _sgd, identity, over_root
+from nonsmooth.torch.groups import group_prox_
 
 __all__ = ["prox_", "step_and_prox_"]
 
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 """Numbers of a parameter that a separable prox works on at a time on a CPU: their temporaries stay in the cache."""
 
 LARGE = 1 << 14
@@ -30,31 +32,70 @@ COORDINATEWISE = (L1, SquaredL2, ElasticNet, SmoothedL1, MCP, SCAD, L0, LHalf, B
 
 
 def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = False) -> None:
-    """p ← prox_{τg}(p) in place, τ as read, in float32 at least."""
+    """p ← prox_{τg}(p) in place, τ as read, in float32 at least.
+
+    >>> w = torch.tensor([2.0, -0.5])
+    >>> prox_(w, L1(1.0), Reading(identity, (1.0,)))
+    >>> w.tolist()
+    [1.0, 0.0]
+    """
     flat = _flattened(p, *reading.tensors) if _alike(penalty) else None
     if flat is None:
-        _prox_(p, penalty, reading)
+        if not group_prox_(p, penalty, reading):
+            _prox_(p, penalty, reading)
         return
     if compile and p.numel() > 1:  # 0 and 1 have code of their own
         kernel = _kernel(type(penalty), reading.formula, len(reading.tensors))
         if kernel((*_values(penalty), *reading.numbers), flat):
             return
-    threshold = reading.scaled(penalty.lam) if type(penalty) is L1 else reading
-    quick = type(penalty) is L1 and all(t.dtype in (torch.float32, torch.float64) for t in flat)
     block = BLOCK if p.device.type == "cpu" else p.numel() or 1
+    if type(penalty) is L1 and all(t.dtype is p.dtype for t in flat) and p.dtype in (torch.float32, torch.float64):
+        _shrink_(flat, reading.scaled(penalty.lam), block)
+        return
     for w, *tensors in zip(*(t.split(block) for t in flat), strict=True):
-        if quick:
-            w.sub_(clipped(w, threshold.formula(*threshold.numbers, *tensors)))
-        else:
-            _prox_(w, penalty, Reading(reading.formula, reading.numbers, tuple(tensors)))
+        _prox_(w, penalty, Reading(reading.formula, reading.numbers, tuple(tensors)))
+
+
+def _shrink_(flat: list[torch.Tensor], threshold: Reading, block: int) -> None:
+    """L1's prox in blocks, with two arrays for all that comes between."""
+    w, *tensors = flat
+    if threshold.formula is not over_root or w.device.type != "cpu":
+        for part, *rest in zip(*(t.split(block) for t in flat), strict=True):
+            part.sub_(clipped(part, threshold.formula(*threshold.numbers, *rest)))
+        return
+    whole = min(block, w.numel())
+    first, second = _scratch(w.dtype, whole)
+    for part, v in zip(w.split(block), tensors[0].split(block), strict=True):
+        n = part.numel()
+        bound, other = (first, second) if n == whole else (first[:n], second[:n])
+        threshold.formula(*threshold.numbers, v, out=bound)
+        torch.neg(bound, out=other)
+        part.sub_(torch.clamp(part, other, bound, out=other))
+
+
+HELD = threading.local()
+"""Two blocks of memory for each thread and precision, kept from step to step: new pages would cost as much again."""
+
+
+def _scratch(dtype: torch.dtype, size: int) -> torch.Tensor:
+    held = getattr(HELD, str(dtype), None)
+    if held is None or held.shape[1] < size:
+        held = torch.empty((2, size), dtype=dtype)
+        setattr(HELD, str(dtype), held)
+    return held[:, :size]
 
 
 def _alike(penalty: Penalty) -> bool:
     return type(penalty) in COORDINATEWISE and getattr(penalty, "weights", None) is None
 
 
+def _names(kind: type[Penalty]) -> list[str]:
+    """The numbers that a separable penalty is made of; L1's weights are left at None."""
+    return [f.name for f in fields(kind) if f.name != "weights"]
+
+
 def _values(penalty: Penalty) -> list[Any]:
-    return [getattr(penalty, f.name) for f in fields(penalty)]
+    return [getattr(penalty, name) for name in _names(type(penalty))]
 
 
 def _prox_(w: torch.Tensor, penalty: Penalty, reading: Reading) -> None:
@@ -135,6 +176,11 @@ def step_and_prox_(
     """Whether p took its optimiser's step and the prox in one compiled pass; if not, nothing has changed.
 
     For SGD with momentum, Adam and AdamW on a CPU, from the second step on, for a separable penalty.
+
+    >>> from nonsmooth.torch.effective import table_of
+    >>> w = torch.nn.Parameter(torch.ones(2))
+    >>> step_and_prox_(w, L1(1.0), table_of(torch.optim.SGD([w], lr=0.1)), {}, {})  # no gradient, nothing to do
+    False
     """
     if table.read not in WHOLE or not _alike(penalty) or p.grad is None or p.numel() < LARGE:
         return False
@@ -162,9 +208,10 @@ class Kernel:
     """One fused pass over a parameter and what goes with it, compiled for any length and any numbers."""
 
     def __init__(self, kind: type[Penalty], formula: Callable[..., Any], tensors: int, whole: bool) -> None:
-        names = [f.name for f in fields(kind)]
+        names = _names(kind)
 
-        def kernel(arguments: tuple[Any, ...], flat: list[torch.Tensor]) -> None:
+        def kernel(arguments: Any, flat: list[torch.Tensor]) -> None:
+            arguments = arguments.unbind() if isinstance(arguments, torch.Tensor) else arguments
             penalty = object.__new__(kind)
             penalty.__dict__.update(zip(names, arguments, strict=False))
             numbers, (w, *rest) = arguments[len(names) :], flat
@@ -179,16 +226,26 @@ class Kernel:
 
         kernel.__code__ = kernel.__code__.replace()  # dynamo counts what it compiles by code, and stops at a few
         self.program: Callable[..., Any] | None = torch.compile(kernel, dynamic=True, fullgraph=True)
+        self.known: set[tuple[torch.dtype, ...]] = set()
 
-    def __call__(self, arguments: Iterable[Any], flat: list[torch.Tensor]) -> bool:
+    def __call__(self, arguments: Sequence[Any], flat: list[torch.Tensor]) -> bool:
         """Whether it ran. Where there is no compiler it says so, once, and the eager path does the work."""
         if self.program is None:
             return False
         try:
+            traced: Any
+            if flat[0].device.type == "cpu" and all(isinstance(a, float) for a in arguments):
+                traced = torch.tensor(arguments, dtype=torch.float64)  # one tensor: a call costs by its arguments
+            else:
+                traced = tuple(torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments)
+            dtypes = (*(t.dtype for t in flat), torch.float64 if isinstance(traced, tuple) else torch.float32)
+            if dtypes in self.known:
+                self.program(traced, flat)
+                return True
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # dynamo's, of caches that it looks through
-                traced = (torch.tensor(a, dtype=torch.float64) if isinstance(a, float) else a for a in arguments)
-                self.program(tuple(traced), flat)
+                self.program(traced, flat)
+            self.known.add(dtypes)
         except Exception as error:  # whatever it is, the eager path does the work, or says what is wrong
             self.program = None
             reason = str(error).strip().partition("\n")[0]

@@ -165,12 +165,20 @@ class Proximal(Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; a state without penalties (of the bare optimiser) keeps those that are set."""
+        """As torch's; a state without penalties (of the bare optimiser) keeps those that are set.
+
+        Raises ValueError, with nothing changed, for a state that names a penalty which is not known here.
+        """
+        if isinstance(self.optimizer, Proximal):  # a wrapper that took on our class, as Lightning's does
+            self.optimizer.load_state_dict(state_dict)
+            return
+        for group in state_dict["param_groups"]:
+            for entry in group.get("proximal", ()):
+                self._kind(entry["penalty"]["name"])
         kept = [group.get("proximal", []) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, mine in zip(self.param_groups, kept, strict=True):
-            for entry in group.setdefault("proximal", mine):
-                self._penalty(entry)
+            group.setdefault("proximal", mine)
         self._settle()
 
     def add_param_group(self, param_group: dict[str, Any], penalty: Penalty | None = None) -> None:
@@ -333,16 +341,19 @@ class Proximal(Optimizer):
         """The penalty that an entry describes, at its λ."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["penalty"].items()}
         plain = {k: v.cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in plain.items()}
-        name = plain.pop("name")
-        kind = self.classes.get(name) or (getattr(known, name) if name in known.__all__ else None)
-        if kind is None:
-            raise ValueError(f"Proximal: the state names a penalty {name!r} that is not known here.")
-        self.classes[name] = kind
+        kind = self._kind(plain.pop("name"))
         if entry["lam"] is not None:
             plain["lam"] = entry["lam"]
         blank = object.__new__(kind)
         blank.__dict__.update(plain)
         return blank
+
+    def _kind(self, name: str) -> type[Penalty]:
+        kind = self.classes.get(name) or (getattr(known, name) if name in known.__all__ else None)
+        if kind is None:
+            raise ValueError(f"Proximal: the state names a penalty {name!r} that is not known here.")
+        self.classes[name] = kind
+        return kind
 
 
 OWN = ("optimizer", "compile", "classes")
