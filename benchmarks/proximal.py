@@ -1,4 +1,4 @@
-"""What `Proximal` adds to a step, beside the cost of the penalty by autograd: ratios within a run, medians over several.
+"""What `Proximal` adds to a step, beside the cost of the penalty by autograd: ratios within one run, then medians.
 
     python benchmarks/proximal.py
 
@@ -90,8 +90,9 @@ def extra_memory(compile: bool) -> float:
     bare.step()
     optimizer = Proximal(bare, L1(LAM), compile=compile)
     if compile:  # the compiler's own memory is not the step's
-        proximal(5, L1(LAM), compile=True)()
-        proximal(5, L1(LAM), compile=True)()
+        warm = proximal(5, L1(LAM), compile=True)
+        for _ in range(3):
+            warm()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(20):
         optimizer.step()
