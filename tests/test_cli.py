@@ -176,3 +176,28 @@ def test_a_missing_extra_is_named_with_the_command_that_adds_it(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.strip() == "xarray is not installed; run: pip install 'nonsmooth[lab]'"
+
+
+SCRIPT = """
+import sys
+import torch
+
+print("arguments", sys.argv[1:])
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(2):
+    loss = model(torch.ones(8, 3)).square().mean()
+    loss.backward()
+    optimizer.step()
+print("not reached")
+"""
+
+
+def test_census_of_a_script_that_knows_nothing_of_it(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
+    done = nonsmooth("census", "train.py", "--lr", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "arguments ['--lr', '3']" in done.stdout and "not reached" not in done.stdout
+    assert "relu" in done.stdout and "C⁰" in done.stdout and "train.py:9" in done.stdout
+    missing = nonsmooth("census", "none.py", cwd=tmp_path)
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1 and "none.py" in missing.stderr

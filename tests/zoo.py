@@ -38,6 +38,7 @@ from nonsmooth.penalties import (
     GroupLasso,
     LHalf,
     NonNegative,
+    NuclearNorm,
     Penalty,
     Simplex,
     SmoothedL1,
@@ -82,6 +83,13 @@ PENALTIES: dict[str, tuple[Penalty, tuple[int, ...]]] = {
     "simplex-matrix": (Simplex(), (4, 3)),
     "two-four": (NM(2, 4), (3, 8)),
     "one-two": (NM(1, 2, dim=0), (4, 3)),
+}
+ONE_STEP: dict[str, tuple[Penalty, tuple[int, ...]]] = {  # refused under unequal steps; test_penalties_spectral.py
+    "nuclear-tall": (NuclearNorm(0.75), (4, 3)),
+    "nuclear-wide": (NuclearNorm(0.75), (3, 4)),
+    "nuclear-square": (NuclearNorm(0.75), (3, 3)),
+    "nuclear-row": (NuclearNorm(0.75), (1, 4)),
+    "nuclear-zero": (NuclearNorm(0.0), (4, 3)),
 }
 
 

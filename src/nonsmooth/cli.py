@@ -45,7 +45,8 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as missing:
-        said = f"{missing.name} is not installed; run: pip install 'nonsmooth[lab]'" if missing.name else str(missing)
+        extra = f"{missing.name} is not installed; run: pip install 'nonsmooth[lab]'"
+        said = extra if missing.name and missing.name != "torch" else str(missing)
         errors.print(escape(said))
         raise typer.Exit(2) from None
     except (ValueError, OSError, ArithmeticError) as wrong:
@@ -136,6 +137,18 @@ def show(claim: str, out: Out = Path("out")) -> None:
         if not rows:
             raise ValueError(f"{claim} has not been run into {out}; run: nonsmooth reproduce --only '{claim}'")
         _print_row(rows[0])
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def census(
+    target: Annotated[str, typer.Argument(help="A script that trains, as train.py, or a factory, as module:build.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="What the script itself is given.")] = None,
+) -> None:
+    """List the kinks of a model: each operation, its smoothness, its place, what lies on a kink, what hides more."""
+    with sentences():
+        from nonsmooth.torch.census_command import census_of
+
+        typer.echo(str(census_of(target, arguments or [])))
 
 
 @app.command()

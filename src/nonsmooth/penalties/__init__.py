@@ -19,6 +19,7 @@ from nonsmooth.penalties.penalty import Penalty
 from nonsmooth.penalties.penalty import positive_part as positive_part
 from nonsmooth.penalties.penalty import ratio as ratio
 from nonsmooth.penalties.penalty import shrink as shrink
+from nonsmooth.penalties.spectral import NuclearNorm
 
 __all__ = [
     "Box",
@@ -30,6 +31,7 @@ __all__ = [
     "MCP",
     "NM",
     "NonNegative",
+    "NuclearNorm",
     "Penalty",
     "SCAD",
     "Simplex",

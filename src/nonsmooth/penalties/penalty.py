@@ -17,6 +17,9 @@ class Penalty(Hyperparameters):
     convex: ClassVar[bool] = True
     """Whether g is convex: its prox is then single-valued and firmly non-expansive, and decides v ∈ ∂g(x)."""
 
+    one_step: ClassVar[bool] = False
+    """Whether the prox is known under one step t for all coordinates only."""
+
     def value(self, x: Any) -> Any:
         """g(x), a scalar."""
         raise TypeError(f"{type(self).__name__} defines no value.")

@@ -10,6 +10,7 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from nonsmooth.torch.alternatives import FromRule, MagnitudePruning, penalised, remove_spred, spred
+from nonsmooth.torch.census import Census, Hidden, Operation, census
 from nonsmooth.torch.certificates import (
     KKT,
     DualityGap,
@@ -26,16 +27,24 @@ from nonsmooth.torch.compress import Compressed, Cost, compress
 from nonsmooth.torch.effective import effective_step, register_effective_step
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
 from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
+from nonsmooth.torch.selection import Choice, Flip, Selection, flips, record, replay
 from nonsmooth.torch.semistructured import SemiStructured, semi_structured
 from nonsmooth.torch.sparsity import Density, DensityRow, LamPath, Refit, TargetSparsity, density, lam_path, refit
+from nonsmooth.torch.steps import Holder, OrbitCurvature, Split, Step, holder, measure_step
+from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = [
+    "Census",
+    "Choice",
     "Compressed",
     "Cost",
     "Density",
     "DensityRow",
     "DualityGap",
+    "Flip",
     "FromRule",
+    "Hidden",
+    "Holder",
     "KKT",
     "KKTRow",
     "KinkError",
@@ -44,27 +53,39 @@ __all__ = [
     "LamPath",
     "LambdaLam",
     "MagnitudePruning",
+    "Operation",
+    "OrbitCurvature",
     "Proximal",
     "Refit",
     "Residual",
+    "Selection",
     "SemiStructured",
+    "Split",
     "StationaryLam",
+    "Step",
     "TargetSparsity",
+    "census",
     "compress",
     "decay_residual",
     "density",
     "duality_gap",
     "effective_step",
+    "flips",
+    "holder",
     "kinkcheck",
     "kkt",
     "lam_path",
+    "measure_step",
     "penalised",
     "prox_residual",
+    "record",
     "refit",
     "register_effective_step",
     "remove_spred",
+    "replay",
     "semi_structured",
     "spred",
     "stationary_lam",
+    "undisturbed",
     "weights",
 ]

@@ -56,6 +56,7 @@ class Table:
     settled: Callable[[Group], float] | None = None
     buffer: str = ""
     stateless: bool = False
+    uniform: bool = False  # whether τ may be one number for all coordinates
 
 
 def identity(step: Any) -> Any:
@@ -178,7 +179,9 @@ def _asgd(group: Group, state: dict[str, Any], before: Any, response: float) -> 
 
 _ADAM = Table(_adam)
 TABLES: dict[type[Optimizer], Table] = {
-    torch.optim.SGD: Table(_sgd, respond=_sgd_response, settled=_sgd_settled, buffer="momentum_buffer", stateless=True),
+    torch.optim.SGD: Table(
+        _sgd, respond=_sgd_response, settled=_sgd_settled, buffer="momentum_buffer", stateless=True, uniform=True
+    ),
     torch.optim.Adam: _ADAM,
     torch.optim.AdamW: _ADAM,
     torch.optim.NAdam: Table(_nadam),
@@ -195,7 +198,7 @@ TABLES: dict[type[Optimizer], Table] = {
         _adadelta, remember=lambda group, state: state["acc_delta"].clone() if "acc_delta" in state else 0.0
     ),
     torch.optim.ASGD: Table(
-        _asgd, remember=lambda group, state: float(state["eta"] if "eta" in state else group["lr"])
+        _asgd, remember=lambda group, state: float(state["eta"] if "eta" in state else group["lr"]), uniform=True
     ),
 }
 
@@ -223,7 +226,7 @@ def register_effective_step(
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise TypeError(f"register_effective_step: {optimizer!r} is not a subclass of torch.optim.Optimizer.")
-    TABLES[optimizer] = Table(_Registered(function), stateless=True)
+    TABLES[optimizer] = Table(_Registered(function), stateless=True, uniform=True)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class Proximal(Optimizer):
     The penalty must not be in the loss as well. Coupled weight decay is ½wd‖w‖² in f; decoupled decay (AdamW) is not
     part of f: the fixed point then solves 0 ∈ ∇f + wd(√v̂ + ε)w + ∂g.
 
-    Raises TypeError for an optimiser without an effective step, and ValueError, in one sentence, for parameters that
+    Raises TypeError for an optimiser without an effective step, or with one for each coordinate under a penalty that
+    needs one for all; and ValueError, in one sentence, for parameters that
     the optimiser does not hold, are named twice, complex or sparse, or for a penalty that does not fit them.
 
     >>> from nonsmooth.penalties import L1
@@ -167,14 +168,15 @@ class Proximal(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; a state without penalties (of the bare optimiser) keeps those that are set.
 
-        Raises ValueError, with nothing changed, for a state that names a penalty which is not known here.
+        Raises ValueError, with nothing changed, for a state that names a penalty which is not known here, and TypeError
+        for one that needs one step for all coordinates where the optimiser has one for each.
         """
         if isinstance(self.optimizer, Proximal):  # a wrapper that took on our class, as Lightning's does
             self.optimizer.load_state_dict(state_dict)
             return
         for group in state_dict["param_groups"]:
             for entry in group.get("proximal", ()):
-                self._kind(entry["penalty"]["name"])
+                self._suits(self._kind(entry["penalty"]["name"]))
         kept = [group.get("proximal", []) for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, mine in zip(self.param_groups, kept, strict=True):
@@ -319,6 +321,7 @@ class Proximal(Optimizer):
     # --- penalties as plain data -----------------------------------------------------------------------------------
 
     def _add(self, penalty: Penalty, params: list[torch.Tensor], taken: set[int]) -> None:
+        self._suits(type(penalty))
         _check(penalty, params)
         wanted = {id(p): p for p in params}
         twice = taken & wanted.keys()
@@ -347,6 +350,13 @@ class Proximal(Optimizer):
         blank = object.__new__(kind)
         blank.__dict__.update(plain)
         return blank
+
+    def _suits(self, kind: type[Penalty]) -> None:
+        if kind.one_step and not table_of(self.optimizer).uniform:
+            raise TypeError(
+                f"Proximal: {kind.__name__} needs one step for all coordinates, and {type(self.optimizer).__name__} "
+                "has one for each; use torch.optim.SGD."
+            )
 
     def _kind(self, name: str) -> type[Penalty]:
         kind = self.classes.get(name) or (getattr(known, name) if name in known.__all__ else None)

@@ -1,0 +1,153 @@
+"""Looking without disturbing: what a probe may change by running a model, put back as it was, bit by bit."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["streams", "undisturbed"]
+
+
+@contextlib.contextmanager
+def streams(*generators: torch.Generator) -> Iterator[None]:
+    """Put back the random numbers of Python, NumPy, torch and its devices, and of `generators`, at the end.
+
+    >>> with streams():
+    ...     first = torch.rand(3)
+    >>> bool((first == torch.rand(3)).all())
+    True
+    """
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    own = [(generator, generator.get_state()) for generator in generators]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        for generator, state in own:
+            generator.set_state(state)
+
+
+@contextlib.contextmanager
+def undisturbed(*things: Any) -> Iterator[None]:
+    """Put back, at the end, what running models meanwhile may have changed.
+
+    Of the `things`, modules, parameters, `torch.Generator`s or lists of them, and of every module that is called
+    meanwhile, whether named or not: buffers (batch norm's statistics), `.grad`, train and eval modes, requires_grad.
+    And the random numbers of Python, NumPy, torch and its devices. Parameters' values are not looked after: do not
+    write to them.
+
+    Buffers are not copied back: modules get copies for the time, and then their own tensors, never written, so that a
+    graph which holds these stays good (scripted modules are copied back). `.grad` is None for the time, so that a
+    `backward` by the caller shows. What a module keeps in plain attributes, such as a counter, is beyond reach.
+
+    Raises TypeError for a thing that is none of these.
+
+    >>> norm = torch.nn.BatchNorm1d(1)
+    >>> with undisturbed():
+    ...     _ = norm.eval()(torch.tensor([[1.0], [3.0]])), norm.train()(torch.tensor([[1.0], [3.0]]))
+    >>> norm.running_mean.tolist(), norm.training  # 0.2 without `undisturbed`; the mode was changed before the call
+    ([0.0], False)
+    >>> with undisturbed(norm):
+    ...     _ = norm.train()
+    >>> norm.training
+    False
+    """
+    kept, generators = Kept(), []
+    for thing in _flat(things):
+        if isinstance(thing, torch.nn.Module):
+            kept.module(thing)
+        elif isinstance(thing, torch.Tensor):
+            kept.parameter(thing)
+        else:
+            generators.append(thing)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: kept.module(module))
+    try:
+        with streams(*generators):
+            yield
+    finally:
+        hook.remove()
+        kept.put_back()
+
+
+@dataclass
+class Kept:
+    """What was, of modules and of parameters, by identity.
+
+    >>> kept, w = Kept(), torch.nn.Parameter(torch.ones(1))
+    >>> kept.parameter(w)
+    >>> w.square().sum().backward()
+    >>> kept.put_back()
+    >>> w.grad is None
+    True
+    """
+
+    modules: dict[int, torch.nn.Module] = field(default_factory=dict)
+    modes: list[tuple[torch.nn.Module, bool]] = field(default_factory=list)
+    buffers: list[tuple[torch.nn.Module, str, torch.Tensor]] = field(default_factory=list)
+    copies: dict[int, torch.Tensor] = field(default_factory=dict)
+    scripted: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    parameters: dict[int, tuple[torch.Tensor, torch.Tensor | None, bool]] = field(default_factory=dict)
+
+    def module(self, module: torch.nn.Module) -> None:
+        """Remember a module and those in it, each once, and lend them copies of their buffers."""
+        if id(module) in self.modules:
+            return
+        for m in module.modules():
+            if id(m) in self.modules:
+                continue
+            self.modules[id(m)] = m
+            self.modes.append((m, m.training))
+            for p in m.parameters(recurse=False):
+                self.parameter(p)
+            if isinstance(m, torch.jit.ScriptModule):
+                self.scripted += [(b, b.detach().clone()) for b in m.buffers(recurse=False)]
+                continue
+            for name, buffer in m._buffers.items():
+                if buffer is not None:
+                    self.buffers.append((m, name, buffer))
+                    if id(buffer) not in self.copies:
+                        self.copies[id(buffer)] = buffer.detach().clone()
+                    m._buffers[name] = self.copies[id(buffer)]
+
+    def parameter(self, p: torch.Tensor) -> None:
+        """Remember a parameter's `.grad` and requires_grad, and set `.grad` to None."""
+        if id(p) not in self.parameters and p.is_leaf:
+            self.parameters[id(p)] = (p, p.grad, p.requires_grad)
+            p.grad = None
+
+    def put_back(self) -> None:
+        for module, name, buffer in self.buffers:
+            module._buffers[name] = buffer
+        for buffer, value in self.scripted:
+            if not torch.equal(buffer, value):
+                buffer.data.copy_(value)
+        for m, training in self.modes:
+            if m.training != training:
+                m.training = training
+        for p, grad, requires_grad in self.parameters.values():
+            p.grad = grad
+            if p.requires_grad != requires_grad:
+                p.requires_grad_(requires_grad)
+
+
+def _flat(things: Iterable[Any]) -> Iterator[torch.nn.Module | torch.Tensor | torch.Generator]:
+    for thing in things:
+        if isinstance(thing, (torch.nn.Module, torch.Tensor, torch.Generator)):
+            yield thing
+        elif isinstance(thing, Iterable) and not isinstance(thing, (str, bytes, dict)):
+            yield from _flat(thing)
+        else:
+            raise TypeError(
+                f"undisturbed: give modules, parameters, generators or lists of them, not {type(thing).__name__}."
+            )
