@@ -24,16 +24,21 @@ from nonsmooth.torch.certificates import (
     stationary_lam,
 )
 from nonsmooth.torch.compress import Compressed, Cost, compress
+from nonsmooth.torch.curvature import Sharpness, Spectrum, Trace, by_layer, sharpness, spectrum, trace
 from nonsmooth.torch.effective import effective_step, register_effective_step
+from nonsmooth.torch.hessian import Batches, over
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
+from nonsmooth.torch.monitor import Monitor
 from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
 from nonsmooth.torch.selection import Choice, Flip, Selection, flips, record, replay
 from nonsmooth.torch.semistructured import SemiStructured, semi_structured
 from nonsmooth.torch.sparsity import Density, DensityRow, LamPath, Refit, TargetSparsity, density, lam_path, refit
+from nonsmooth.torch.stability import Stability, stability
 from nonsmooth.torch.steps import Holder, OrbitCurvature, Split, Step, holder, measure_step
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = [
+    "Batches",
     "Census",
     "Choice",
     "Compressed",
@@ -53,6 +58,7 @@ __all__ = [
     "LamPath",
     "LambdaLam",
     "MagnitudePruning",
+    "Monitor",
     "Operation",
     "OrbitCurvature",
     "Proximal",
@@ -60,10 +66,15 @@ __all__ = [
     "Residual",
     "Selection",
     "SemiStructured",
+    "Sharpness",
+    "Spectrum",
     "Split",
+    "Stability",
     "StationaryLam",
     "Step",
     "TargetSparsity",
+    "Trace",
+    "by_layer",
     "census",
     "compress",
     "decay_residual",
@@ -76,6 +87,7 @@ __all__ = [
     "kkt",
     "lam_path",
     "measure_step",
+    "over",
     "penalised",
     "prox_residual",
     "record",
@@ -84,8 +96,12 @@ __all__ = [
     "remove_spred",
     "replay",
     "semi_structured",
+    "sharpness",
+    "spectrum",
     "spred",
+    "stability",
     "stationary_lam",
+    "trace",
     "undisturbed",
     "weights",
 ]

@@ -1,0 +1,197 @@
+"""The largest eigenvalues of a symmetric operator, from as few products as will do.
+
+Rayleigh and Ritz on a subspace that grows by residuals of Ritz pairs, all kept orthogonal. From a start that is trusted
+it is the residual of the first pair that is not good enough; from a random block the residuals take turns, and the pair
+after the last must be known as well, for one vector alone may hide an eigenvalue that is close by. Source: Saad 2011,
+chapters 6 and 8; Parlett 1998, chapter 11 for the bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = ["largest", "tridiagonal"]
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+STEPS, TRUSTED_STEPS = 3, 1
+"""Over how many of the last products the growth of θ is looked at."""
+NEXT = 2.0
+"""From a random start the pair after the last one must be known too, to this many times tol: it might be larger."""
+AGAIN = 0.5
+"""A vector that loses more than this share of its length to orthogonalisation is orthogonalised again."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Ritz pairs, the largest first: values (k,), residuals ‖Av − θv‖ (k,), vectors (dim, k) and what was spent.
+
+    `vectors` may hold further ones after the k, for a start; `error` estimates |θ − λ|, and `norm` ‖A‖ from below.
+    """
+
+    values: np.ndarray
+    residuals: np.ndarray
+    error: np.ndarray
+    vectors: torch.Tensor
+    norm: float
+    products: int
+    converged: np.ndarray
+
+
+def largest(
+    product: Product,
+    start: torch.Tensor,
+    k: int,
+    tol: float,
+    max_products: int,
+    generator: torch.Generator,
+    trusted: bool = False,
+    extra: int = 2,
+) -> Pairs:
+    """The k largest eigenvalues, by value and not by modulus, from the columns of `start`.
+
+    A pair is good when its estimated error is at most tol·|θ|, or when θ is 0 to within tol²·‖A‖. A small residual
+    alone does not say that θ is the largest: a random start may hide an eigenvector close to the one that is found. So
+    the error is 2 max(r, growth), with the growth of θ over the last three products; from a start that is `trusted` to
+    hold the eigenvectors it is max(min(r, r²/gap), growth), with the growth over the last product. Where the subspace
+    turns out invariant, a random vector goes on.
+
+    >>> A, rng = torch.diag(torch.tensor([1.0, 3.0, -9.0], dtype=torch.float64)), torch.Generator().manual_seed(0)
+    >>> pairs = largest(lambda v: A @ v, torch.randn(3, 1, generator=rng, dtype=torch.float64), 2, 1e-9, 3, rng)
+    >>> pairs.values.round(6).tolist(), pairs.products
+    ([3.0, 1.0], 3)
+    """
+    dim, rounding = len(start), torch.finfo(start.dtype).eps
+    waiting = list(start.T)
+    Q = start.new_empty(0, dim)
+    AQ, T = Q, np.zeros((0, 0))
+    past: list[np.ndarray] = []
+    while True:
+        while waiting or len(Q) < min(k, dim, max_products):
+            q = _orthogonal(waiting.pop(0), Q) if waiting else None
+            q = _fresh(Q, dim, generator) if q is None and not waiting and len(Q) < dim else q
+            if q is None or len(Q) >= max_products:
+                continue
+            w = product(q).to(start.dtype)
+            Q, AQ = torch.cat([Q, q[None]]), torch.cat([AQ, w[None]])
+            column = (Q @ w).cpu().numpy().astype(float)
+            row = (AQ[:-1] @ q).cpu().numpy().astype(float)
+            T = np.pad(T, (0, 1))
+            T[-1, -1] = column[-1]
+            T[-1, :-1] = T[:-1, -1] = (column[:-1] + row) / 2
+        theta, U = np.linalg.eigh(T)
+        theta, U = theta[::-1], U[:, ::-1].copy()
+        leading = torch.as_tensor(U[:, : k + extra], dtype=start.dtype, device=start.device)
+        V, R = leading.T @ Q, leading.T @ AQ
+        R -= torch.as_tensor(theta[: len(V)].copy(), dtype=start.dtype, device=start.device)[:, None] * V
+        r = torch.linalg.vector_norm(R, dim=1).cpu().numpy().astype(float)
+        norm = float(np.abs(theta).max())
+        error = np.maximum(_error(theta[: len(r)], r, past, trusted, len(Q) == dim), 4 * rounding * norm)
+        past.append(theta[:k])
+        done = good(theta[:k], error[:k], tol, norm)
+        next_known = trusted or len(r) <= k or r[k] <= NEXT * tol * abs(theta[0]) or len(Q) == dim or norm == 0
+        if (done.all() and len(done) == k and next_known) or len(Q) >= min(max_products, dim):
+            break
+        worst = int(np.argmin(done)) if not done.all() else min(k, len(r) - 1)
+        if not trusted:  # in turn, so that a block keeps its width and sees what one vector would hide
+            worst = len(past) % min(k + 1, len(r))
+        fresh = r[worst] <= 10 * rounding * norm
+        waiting = [_fresh(Q, dim, generator) if fresh else R[worst]]
+    return Pairs(theta[:k].copy(), r[:k], error[:k], V.T.contiguous(), norm, len(Q), done)
+
+
+def _error(theta: np.ndarray, r: np.ndarray, past: list[np.ndarray], trusted: bool, whole: bool) -> np.ndarray:
+    if whole:
+        return r
+    back = TRUSTED_STEPS if trusted else STEPS
+    growth = np.full(len(r), np.inf)
+    if len(past) >= back:
+        before = past[-back]
+        growth[: len(before)] = theta[: len(before)] - before[: len(theta)]
+    return np.maximum(errors(theta, r), growth) if trusted else 2 * np.maximum(r, growth)
+
+
+def errors(theta: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """An estimate of |θ − λ| for each Ritz pair, the largest first: min(r, r²/gap).
+
+    >>> errors(np.array([2.0, 1.0, 0.0]), np.array([0.1, 0.0, 0.0])).round(4).tolist()
+    [0.01, 0.0, 0.0]
+    """
+    error = r.copy()
+    for i in range(len(r) - 2, -1, -1):
+        gap = theta[i] - (theta[i + 1] + error[i + 1])
+        if gap > r[i]:
+            error[i] = r[i] ** 2 / gap
+    return error
+
+
+def good(theta: np.ndarray, error: np.ndarray, tol: float, norm: float) -> np.ndarray:
+    """Whether each value is known to tol, or is 0 to within tol²·‖A‖.
+
+    >>> good(np.array([1.0, 1e-5, -0.5]), np.array([0.001, 1e-5, 0.4]), 0.01, 1.0).tolist()
+    [True, True, False]
+    """
+    return (error <= tol * np.abs(theta)) | (np.abs(theta) + error <= tol**2 * norm) | (norm == 0)
+
+
+def _orthogonal(v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor | None:
+    """v less its part in the rows of Q, of length 1; None where nothing is left."""
+    length = float(torch.linalg.vector_norm(v))
+    if not length > 0:
+        return None
+    v = v / length
+    for _ in range(3):
+        v = v - Q.T @ (Q @ v)
+        left = float(torch.linalg.vector_norm(v))
+        if left <= 1e3 * torch.finfo(v.dtype).eps:
+            return None
+        v = v / left
+        if left > AGAIN:
+            break
+    return v
+
+
+def _fresh(Q: torch.Tensor, dim: int, generator: torch.Generator) -> torch.Tensor:
+    """A random direction orthogonal to the rows of Q."""
+    while True:
+        q = _orthogonal(torch.randn(dim, generator=generator, dtype=torch.float64).to(Q), Q)
+        if q is not None:
+            return q
+
+
+@dataclass(frozen=True)
+class Tridiagonal:
+    """m steps of Lanczos from one vector: the quadrature nodes θ (m,) and weights (m,) of its spectral measure."""
+
+    nodes: np.ndarray
+    weights: np.ndarray
+
+
+def tridiagonal(product: Product, start: torch.Tensor, steps: int) -> Tridiagonal:
+    """Gauss quadrature for the spectral measure of a unit vector: ∫ p dμ = Σ weight p(node) for deg p < 2m.
+
+    >>> A = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))
+    >>> found = tridiagonal(lambda v: A @ v, torch.ones(2, dtype=torch.float64), 2)
+    >>> found.nodes.round(6).tolist(), found.weights.round(6).tolist()
+    ([1.0, 3.0], [0.5, 0.5])
+    """
+    q = _orthogonal(start, start.new_empty(0, len(start)))
+    Q, alphas = start.new_empty(0, len(start)), list[float]()
+    betas: list[float] = []
+    while q is not None:
+        Q = torch.cat([Q, q[None]])
+        w = product(q).to(start.dtype)
+        alphas.append(float(q @ w))
+        rest = w - Q.T @ (Q @ w)
+        rest = rest - Q.T @ (Q @ rest)
+        beta = float(torch.linalg.vector_norm(rest))
+        scale = max(map(abs, (*alphas, *betas)))
+        if len(Q) == min(steps, len(start)) or beta <= 100 * torch.finfo(start.dtype).eps * scale:
+            break
+        betas.append(beta)
+        q = rest / beta
+    theta, U = np.linalg.eigh(np.diag(alphas) + np.diag(betas, 1) + np.diag(betas, -1))
+    return Tridiagonal(theta, U[0] ** 2)

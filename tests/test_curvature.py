@@ -1,0 +1,205 @@
+"""Curvature against dense Hessians, by closures of every kind, and with nothing disturbed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import BatchNorm1d, Dropout, Linear, ReLU, Sequential, Tanh
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+from nonsmooth.torch.curvature import by_layer, sharpness, spectrum, trace
+from nonsmooth.torch.hessian import Hessian, over
+from nonsmooth.torch.lanczos import largest
+
+X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.randint(0, 3, (24,), generator=torch.Generator().manual_seed(1))
+
+
+def net(seed, *, kink=Tanh):
+    torch.manual_seed(seed)
+    return Sequential(Linear(5, 7), kink(), Linear(7, 3)).double()
+
+
+def dense(loss, params):
+    hessian = Hessian(loss, params)
+    return torch.stack([hessian(e) for e in torch.eye(hessian.dim, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_against_the_dense_hessian(seed):
+    """Near a saddle, the loss, its negative (negative-dominant), or a mixture of both signs; 1 and 3 values."""
+    model, sign, k = net(seed, kink=(Tanh, ReLU)[seed % 2]), (1, -1, 0.3)[seed % 3], 1 + 2 * (seed % 2)
+    params = list(model.parameters())
+    loss = lambda: sign * cross_entropy(model(X), Y) - (sign == 0.3) * model(X).square().mean()  # noqa: E731
+    true = torch.linalg.eigvalsh(dense(loss, params)).numpy()[::-1][:k]
+    found = sharpness(loss, params, k=k, seed=seed)
+    assert (abs(found.value - true) <= found.residual + 1e-12).all()
+    assert found.converged
+    assert (abs(found.value - true) <= np.maximum(1e-2 * abs(true), 1e-4 * found.norm)).all()
+    assert (found.value * true >= 0).all()
+
+
+def test_the_largest_modulus_is_not_the_largest_value():
+    w = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
+    h = torch.cat([torch.tensor([0.1]), -torch.linspace(1, 50, 39)]).double()
+    found = sharpness(lambda: 0.5 * (h * w * w).sum(), [w])
+    assert found.converged and found.value[0] == pytest.approx(0.1, rel=1e-2)
+
+
+def test_flat_losses_and_small_ones():
+    w = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    flat = sharpness(lambda: w.abs().sum(), [w], k=2)
+    assert flat.value.tolist() == [0, 0] and flat.converged and flat.norm == 0
+    one = torch.nn.Parameter(torch.tensor(2.0))
+    assert sharpness(lambda: -(one**2), [one]).value.tolist() == [-2.0]
+    negative = sharpness(lambda: -(w[0] ** 2), [w])
+    assert negative.value[0] == 0 and negative.converged
+
+
+def test_it_says_when_it_has_not_converged():
+    w = torch.nn.Parameter(torch.zeros(300, dtype=torch.float64))
+    h = torch.linspace(-1, 1, 300).double()
+    found = sharpness(lambda: 0.5 * (h * w * w).sum(), [w], max_products=3)
+    assert not found.converged and "NOT converged" in str(found) and found.products == 3
+
+
+def test_a_value_that_is_there_three_times():
+    """The Hessian of a linear model with three outputs: each eigenvalue is there three times."""
+    model = Linear(5, 3, bias=False).double()
+    found = sharpness(lambda: mse_loss(model(X), torch.zeros(24, 3).double()), list(model.parameters()), k=3)
+    true = 2 * torch.linalg.eigvalsh(X.T @ X)[-1] / 72
+    assert found.value == pytest.approx(np.full(3, true), rel=1e-2)
+
+
+def test_preconditioned():
+    model = net(0)
+    params = list(model.parameters())
+    loss = lambda: cross_entropy(model(X), Y)  # noqa: E731
+    P = [torch.rand_like(p) + 0.1 for p in params]
+    root = torch.cat([p.reshape(-1) for p in P]).rsqrt()
+    true = torch.linalg.eigvalsh(root[:, None] * dense(loss, params) * root)[-1].item()
+    assert sharpness(loss, params, preconditioner=P).value[0] == pytest.approx(true, rel=1e-2)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_ragged_last_batch_has_its_own_weight(keep):
+    model = net(3)
+    params = list(model.parameters())
+    loader = DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(0))
+    loss = over(loader, lambda batch: cross_entropy(model(batch[0]), batch[1]), keep=keep)
+    whole = dense(lambda: cross_entropy(model(X), Y), params)
+    assert torch.allclose(dense(loss, params), whole, atol=1e-14)
+    equal = over(loader, lambda batch: cross_entropy(model(batch[0]), batch[1]), size=lambda batch: 1)
+    assert not torch.allclose(dense(equal, params), whole, atol=1e-6)
+
+
+def test_a_draft_of_the_first_batches_gives_the_same_values():
+    model = net(4)
+    loss = over(list(zip(X.split(2), Y.split(2), strict=True)), lambda b: cross_entropy(model(b[0]), b[1]), keep=True)
+    params = list(model.parameters())
+    true = torch.linalg.eigvalsh(dense(loss, params)).numpy()[::-1][:3]
+    for k in (1, 3):
+        found = sharpness(loss, params, k=k)
+        assert found.converged and found.value == pytest.approx(true[:k], rel=1e-2)
+
+
+def test_dropout_keeps_its_masks_and_nothing_is_disturbed():
+    torch.manual_seed(0)
+    model = Sequential(Linear(5, 6), BatchNorm1d(6), Tanh(), Dropout(0.5), Linear(6, 3)).double()
+    params = list(model.parameters())
+    cross_entropy(model(X), Y).backward()
+    kept = [t.clone() for t in (*model.buffers(), *(p.grad for p in params), torch.get_rng_state())]
+    H = dense([lambda: cross_entropy(model(X), Y)], params)  # evaluated anew for each product
+    assert torch.allclose(H, H.T, atol=1e-12)
+    found = sharpness([lambda: cross_entropy(model(X), Y)], params, tol=1e-4)
+    assert found.value[0] == pytest.approx(torch.linalg.eigvalsh(H)[-1].item(), rel=1e-4)
+    now = [*model.buffers(), *(p.grad for p in params), torch.get_rng_state()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True)) and model.training
+
+
+def test_tracked_along_training():
+    """Five products a probe at most, and within 1 %."""
+    model = net(5)
+    params = list(model.parameters())
+    loss, last = (lambda: cross_entropy(model(X), Y)), None
+    optimizer = torch.optim.SGD(params, lr=0.2, momentum=0.9)
+    for step in range(20):
+        found = sharpness(loss, params, start=last)
+        true = torch.linalg.eigvalsh(dense(loss, params))[-1].item()
+        assert found.converged and found.value[0] == pytest.approx(true, rel=1e-2)
+        assert found.products <= 5 or last is None or step < 2
+        last = found
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+
+def test_a_start_that_is_another_eigenvector_is_left():
+    h = torch.tensor([1.0, 5.0, 2.0, *([0.1] * 20)]).double()
+    w = torch.nn.Parameter(torch.zeros(23).double())
+    found = sharpness(lambda: 0.5 * (h * w * w).sum(), [w], start=torch.eye(23).double()[:, 0], tol=1e-4)
+    assert found.value[0] == pytest.approx(5, rel=1e-4)
+
+
+def test_largest_with_a_block():
+    A = torch.diag(torch.tensor([3.0, 3.0, 1.0, *([0.0] * 30)]).double())
+    rng = torch.Generator().manual_seed(0)
+    pairs = largest(lambda v: A @ v, torch.randn(33, 2, generator=rng, dtype=torch.float64), 2, 1e-3, 30, rng)
+    assert pairs.values == pytest.approx([3, 3], rel=1e-3)
+
+
+def test_trace_spectrum_and_layers():
+    model = net(6)
+    params = list(model.parameters())
+    loss = lambda: cross_entropy(model(X), Y)  # noqa: E731
+    H = dense(loss, params)
+    found = trace(loss, params, samples=200)
+    assert abs(found.value - H.trace().item()) <= 4 * found.error and found.error < 0.2 * found.value
+    density = spectrum(loss, params, steps=15, samples=40)
+    mean, error = density.moment(2)
+    assert abs(mean - float((H @ H).trace()) / len(H)) <= 4 * error
+    grid = np.linspace(-3, 5, 2001)
+    assert np.trapezoid(density.density(grid, 0.1)[0], grid) == pytest.approx(1, abs=1e-6)
+    values = [layer.value[0] for layer in by_layer(loss, model).values()]
+    first = sum(p.numel() for p in model[0].parameters())
+    assert values[0] == pytest.approx(torch.linalg.eigvalsh(H[:first, :first])[-1].item(), rel=1e-2)
+    assert values[1] == pytest.approx(torch.linalg.eigvalsh(H[first:, first:])[-1].item(), rel=1e-2)
+
+
+def test_bad_input_is_refused_in_a_sentence():
+    w = torch.nn.Parameter(torch.ones(2))
+    loss = lambda: w.square().sum()  # noqa: E731
+
+    def calls_backward():
+        value = loss()
+        value.backward()
+        return value
+
+    for closure, says in (
+        (
+            calls_backward,
+            "sharpness: the closure called backward; return the loss and leave its gradient to sharpness.",
+        ),
+        (lambda: loss().detach(), "must return the loss, a scalar tensor with its graph, not a tensor of shape"),
+        (lambda: 3.0, "not float"),
+        (lambda: (w / 0).sum(), "the gradient is not finite"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            sharpness(closure, [w])
+        assert w.grad is None
+    for options, says in (
+        ({"k": 3}, "k must be an integer from 1 to the 2 parameters, not 3"),
+        ({"tol": 0}, "tol must be a number above 0"),
+        ({"max_products": 0}, "max_products must be an integer of at least k"),
+        ({"preconditioner": [0.0]}, "preconditioner must be finite and above 0"),
+        ({"preconditioner": [1.0, 1.0]}, "2 tensors do not fit 1 parameters"),
+        ({"start": torch.ones(3)}, "start has 3 rows"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            sharpness(loss, [w], **options)
+    with pytest.raises(TypeError, match="give a closure, a list of closures"):
+        sharpness(3, [w])
+    with pytest.raises(TypeError, match="can be gone through only once"):
+        over(iter([1]), loss)
