@@ -388,9 +388,9 @@ def test_set_lam_refuses(lam):
 
 
 def test_set_lam_says_when_there_is_no_such_penalty():
-    with pytest.raises(ValueError, match=r"^set_lam: no penalty has a λ to set\.$"):
+    with pytest.raises(ValueError, match=r"^set_lam: there is no penalty with a λ to set; a strength must be"):
         Proximal(optim.SGD(points(), lr=0.1), NonNegative()).set_lam(0.1)
-    with pytest.raises(ValueError, match=r"^set_lam: no penalty has a λ to set, not the 3-th\.$"):
+    with pytest.raises(ValueError, match=r"^set_lam: there is no penalty number 3 with a λ to set"):
         Proximal(optim.SGD(points(), lr=0.1), L1(0.1)).set_lam(0.1, which=3)
 
 

@@ -361,6 +361,11 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
     """The gradient, in float64, of what the optimiser descends, at each parameter that it trains."""
     if not isinstance(optimizer, Proximal):
         raise TypeError(f"{who}: optimizer must be a Proximal, not {type(optimizer).__name__}.")
+    if not callable(closure):
+        kind = type(closure).__name__
+        raise TypeError(
+            f"{who}: closure must be a function that returns the loss, not {kind}; write lambda: loss_of(x)."
+        )
     groups = {p: group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     with _undisturbed(list(groups)), torch.enable_grad():
         loss = closure()

@@ -273,6 +273,7 @@ def effective_step(optimizer: Optimizer, parameter: torch.Tensor) -> float | tor
     >>> effective_step(torch.optim.SGD([w], lr=0.5, momentum=0.75), w)
     2.0
     """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # that of a Proximal
     table = table_of(optimizer)
     for group in optimizer.param_groups:
         if any(p is parameter for p in group["params"]):

@@ -186,6 +186,8 @@ def step_and_prox_(
         return False
     if any(group.get(name) for name in ("differentiable", "capturable")):
         return False
+    if table.read is _sgd and not group["momentum"]:  # a buffer that was filled before is then left alone
+        return False
     formula, numbers, names = WHOLE[table.read]
     tensors = [state[name] for name in names if isinstance(state.get(name), torch.Tensor)]
     flat = _flattened(p, p.grad, *tensors) if tensors and p.device.type == "cpu" else None

@@ -8,6 +8,8 @@ leave the penalty out of it. Source: Parikh & Boyd 2014, section 4.2; Yun, Lozan
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -162,7 +164,9 @@ class Proximal(Optimizer):
         state_dict = super().state_dict()
         for group in state_dict["param_groups"]:
             if "proximal" in group:
-                group["proximal"] = [dict(entry) for entry in group["proximal"]]
+                group["proximal"] = [
+                    {name: copy.copy(part) for name, part in entry.items()} for entry in group["proximal"]
+                ]
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -184,10 +188,18 @@ class Proximal(Optimizer):
         self._settle()
 
     def add_param_group(self, param_group: dict[str, Any], penalty: Penalty | None = None) -> None:
-        """Add a group, as torch does, all of it under `penalty` where one is given."""
+        """Add a group, as torch does, all of it under `penalty` where one is given; all or nothing."""
+        if penalty is not None and not isinstance(penalty, Penalty):
+            raise TypeError(
+                f"add_param_group: penalty must be one of nonsmooth.penalties, not {type(penalty).__name__}."
+            )
         self.optimizer.add_param_group(param_group)
         if penalty is not None:
-            self._add(penalty, list(self.param_groups[-1]["params"]), set())
+            try:
+                self._add(penalty, list(self.param_groups[-1]["params"]), set())
+            except Exception:
+                self.param_groups.pop()
+                raise
 
     # --- λ ---------------------------------------------------------------------------------------------------------
 
@@ -200,12 +212,19 @@ class Proximal(Optimizer):
     def set_lam(self, lam: float, which: int | None = None) -> None:
         """Set λ of all penalties, or of the `which`-th that was given.
 
-        Raises ValueError for a λ that is negative or not finite, and where there is no such penalty with a λ.
+        Raises ValueError for a λ that is negative or not finite, where there is no such penalty with a λ, and while a
+        refit is on.
         """
         lam = _strength("set_lam", lam)
         chosen = [e for _, e in self.entries() if e["lam"] is not None and which in (None, e["which"])]
         if not chosen:
-            raise ValueError(f"set_lam: no penalty has a λ to set{'' if which is None else f', not the {which}-th'}.")
+            there = sorted({e["which"] for _, e in self.entries() if e["lam"] is not None})
+            raise ValueError(
+                f"set_lam: there is no penalty {'' if which is None else f'number {which} '}with a λ to set; "
+                f"{f'those with one are {there}' if there else 'a strength must be a field named lam'}."
+            )
+        if any("off" in e for e in chosen):
+            raise ValueError("set_lam: a refit is on, under which λ is 0; end it first.")
         for entry in chosen:
             entry["lam"] = lam
 
@@ -323,6 +342,8 @@ class Proximal(Optimizer):
     def _add(self, penalty: Penalty, params: list[torch.Tensor], taken: set[int]) -> None:
         self._suits(type(penalty))
         _check(penalty, params)
+        if self.classes.get(type(penalty).__name__, type(penalty)) is not type(penalty):
+            raise ValueError(f"Proximal: two different penalties are named {type(penalty).__name__}; rename yours.")
         wanted = {id(p): p for p in params}
         twice = taken & wanted.keys()
         if twice or len(wanted) < len(params):
@@ -370,7 +391,9 @@ OWN = ("optimizer", "compile", "classes")
 
 
 def _strength(who: str, lam: Any) -> float:
-    if not (isinstance(lam, (int, float)) and 0 <= lam < float("inf")):
+    if isinstance(lam, (np.generic, np.ndarray, torch.Tensor)) and lam.ndim == 0:
+        lam = lam.item()
+    if isinstance(lam, bool) or not (isinstance(lam, (int, float)) and 0 <= lam < float("inf")):
         raise ValueError(f"{who}: lam must be a finite number, 0 or above, not {lam!r}.")
     return float(lam)
 
@@ -386,6 +409,10 @@ def _as_pairs(penalty: Any, params: Any) -> list[tuple[Penalty, Any]]:
 def _as_list(params: Any) -> list[torch.Tensor]:
     if isinstance(params, torch.Tensor):
         raise ValueError("Proximal: params must be a list of parameters, not one tensor; write [w].")
+    if not isinstance(params, Iterable):
+        raise ValueError(
+            f"Proximal: params must be a list of parameters, not {type(params).__name__}; pass weights(model)."
+        )
     found = list(params)
     for p in found:
         if not isinstance(p, torch.Tensor):
@@ -397,6 +424,10 @@ def _as_list(params: Any) -> list[torch.Tensor]:
 
 def _check(penalty: Penalty, params: list[torch.Tensor]) -> None:
     name = type(penalty).__name__
+    derived = vars(penalty).keys() - {f.name for f in fields(penalty)}
+    derived = {d for d in derived if not isinstance(getattr(type(penalty), d, None), functools.cached_property)}
+    if derived:
+        raise ValueError(f"Proximal: {name} keeps {sorted(derived)[0]}, which is no field of it; make it a property.")
     for f in fields(penalty):
         value = getattr(penalty, f.name)
         if isinstance(value, Hyperparameters) or hasattr(value, "dims"):
@@ -430,15 +461,22 @@ class LambdaLam:
     """
 
     def __init__(self, optimizer: Proximal, factor: Callable[[int], float]) -> None:
+        if not isinstance(optimizer, Proximal):
+            raise TypeError(f"LambdaLam: optimizer must be a Proximal, not {type(optimizer).__name__}.")
+        if not callable(factor):
+            raise TypeError("LambdaLam: factor must be one function of the number of calls; it is for all penalties.")
         self.optimizer, self.factor, self.t = optimizer, factor, -1
         self.first = [entry["lam"] for _, entry in optimizer.entries()]
         self.step()
 
     def step(self) -> None:
+        """The next λ of each penalty, one that was added meanwhile included; under a refit it is what λ will be."""
         self.t += 1
-        for first, (_, entry) in zip(self.first, self.optimizer.entries(), strict=True):
+        entries = [entry for _, entry in self.optimizer.entries()]
+        self.first += [entry["lam"] for entry in entries[len(self.first) :]]
+        for first, entry in zip(self.first, entries, strict=True):
             if first is not None:
-                entry["lam"] = _strength("LambdaLam", first * self.factor(self.t))
+                entry.get("off", entry)["lam"] = _strength("LambdaLam", first * self.factor(self.t))
 
     def get_last_lam(self) -> list[float]:
         return [entry["lam"] for _, entry in self.optimizer.entries()]

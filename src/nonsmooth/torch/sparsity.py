@@ -141,7 +141,8 @@ class TargetSparsity:
 
     density: what is wanted, in (0, 1]; a list of one for each penalty that was given, with by="entry".
     steps: how many steps the training has.
-    by: "overall" moves all λ by one factor and keeps their ratios; "entry" holds the density of each penalty.
+    by: "overall" moves all λ by one factor and keeps their ratios; "entry" holds the density of each penalty (by layer,
+        where Proximal was given a pair for each layer).
     every: steps between updates; each counts zeros, and waits for the device.
     freeze: the part of the training after which λ stays where it is.
 
@@ -264,6 +265,8 @@ class TargetSparsity:
             old = seen if last is None else last
             new = old + MEMORY * (seen - old)
             self.average[i] = new
+            if any("off" in entry for _, entry in unit):
+                continue
             lr = max(float(group["lr"]) for group, _ in unit)
             self.fastest[i] = max(self.fastest[i], lr)
             if not lr or self.t > self.freeze * self.steps:
@@ -369,14 +372,13 @@ class Refit:
     def __init__(self, optimizer: Proximal) -> None:
         _need_proximal("refit", optimizer)
         self.zeros = [(p, p.detach() == 0) for p, _, _ in optimizer.penalised()]
-        self.strengths: list[tuple[dict[str, Any], str, float]] = []
+        self.optimizer = optimizer
         for _, entry in optimizer.entries():
-            if entry["lam"] is not None:
-                self.strengths.append((entry, "lam", entry["lam"]))
+            if entry["lam"] is not None and "off" not in entry:  # it may have been loaded from inside a refit
                 plain = entry["penalty"]
-                self.strengths += [(plain, name, plain[name]) for name in ("ridge", "group_lam") if name in plain]
-        for place, name, _ in self.strengths:
-            place[name] = 0.0
+                entry["off"] = {"lam": entry["lam"]} | {n: plain[n] for n in ("ridge", "group_lam") if n in plain}
+                for name in entry["off"]:
+                    (entry if name == "lam" else plain)[name] = 0.0
         self._hook = optimizer.register_step_post_hook(self._keep)
 
     def _keep(self, *_: Any) -> None:
@@ -387,9 +389,9 @@ class Refit:
     def remove(self) -> None:
         """Take the masks off, and set the penalty to what it was."""
         self._hook.remove()
-        for place, name, strength in self.strengths:
-            place[name] = strength
-        self.strengths = []
+        for _, entry in self.optimizer.entries():
+            for name, strength in entry.pop("off", {}).items():
+                (entry if name == "lam" else entry["penalty"])[name] = strength
 
     def __enter__(self) -> Refit:
         return self
@@ -404,7 +406,9 @@ def refit(optimizer: Proximal) -> Refit:
     L1 shrinks what it keeps, by λ(∇²f)⁻¹ sign(w) on the support of a quadratic; the refit removes that bias. After
     each step the weights that were zero are set to zero again, whatever momentum or weight decay did to them;
     the λ of all penalties are 0 until `remove`, or the end of a `with` block. Constraints, such as NonNegative, stay.
-    The optimiser goes on from its memory; weight decay is part of f.
+    The optimiser goes on from its memory; weight decay is part of f. `LambdaLam` then changes what λ will be after the
+    refit, `TargetSparsity` waits, `set_lam` raises. A state that was saved inside a refit says so: loaded, its λ are 0,
+    and `refit` is to be called again, for the masks.
 
     >>> w, y = torch.nn.Parameter(torch.tensor([2.0, 0.0])), torch.tensor([3.0, 0.5])
     >>> optimizer = Proximal(torch.optim.SGD([w], lr=1.0), GroupLasso(1.0))
