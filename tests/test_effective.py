@@ -456,3 +456,26 @@ def test_a_subclass_with_a_step_of_its_own_is_refused():
 
     with pytest.raises(TypeError, match="Twice has no registered effective step"):
         Proximal(Twice([torch.nn.Parameter(torch.zeros(1))], lr=0.1), L1(0.1))
+
+
+def test_an_optimiser_of_another_library_is_taught_its_step(monkeypatch):
+    """pytorch_optimizer's AggMo steps by lr/K times the sum of K momentum buffers: τ = lr/K Σ 1/(1 − βₖ)."""
+    from pytorch_optimizer import AggMo
+
+    monkeypatch.setattr(module, "TABLES", dict(module.TABLES))
+    y = torch.tensor([3.0, 0.5, -0.2], dtype=torch.float64)
+
+    def end(tau: Any) -> torch.Tensor:
+        register_effective_step(AggMo, tau)
+        w = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = Proximal(AggMo([w], lr=0.05, betas=(0.0, 0.5, 0.9)), L1(1.0))
+        for _ in range(800):
+            w.grad = (w - y).detach()
+            optimizer.step()
+        return w.detach()
+
+    exact = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
+    right = end(lambda optimizer, group, p: group["lr"] * sum(1 / (1 - b) for b in group["betas"]) / 3)
+    torch.testing.assert_close(right, exact, rtol=0, atol=1e-9)
+    assert torch.equal(right == 0, exact == 0)
+    assert not torch.allclose(end(lambda optimizer, group, p: group["lr"]), exact, atol=1e-2)
