@@ -152,7 +152,7 @@ def test_a_damaged_row_is_one_sentence(tmp_path, command):
 
 
 def test_an_interruption_ends_at_once_and_says_what_is_left(tmp_path):
-    arguments = ["reproduce", "--only", "edge/huber*", "--only", "convergence/floor*"]
+    arguments = ["reproduce", "--only", "convergence/*", "--only", "l1/*", "--only", "edge/*"]  # half a minute and more
     running = subprocess.Popen(
         [sys.executable, "-m", "nonsmooth", *arguments],
         cwd=tmp_path,
@@ -161,12 +161,12 @@ def test_an_interruption_ends_at_once_and_says_what_is_left(tmp_path):
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
-    assert "edge/huber-orbits" in running.stdout.readline()
+    assert "convergence/" in running.stdout.readline()
     began = time.perf_counter()
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130 and said == "Interrupted; out is as it was before.\n"
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 10
     assert not list((tmp_path / "out").iterdir())
 
 
