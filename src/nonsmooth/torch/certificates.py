@@ -10,9 +10,8 @@ turns the sign. Decoupled decay (AdamW) is not part of f, and has an equation of
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from nonsmooth.objectives import LeastSquares, Logistic
 from nonsmooth.penalties import L0, L1, MCP, SCAD, ElasticNet, GroupLasso, LHalf, Penalty, SparseGroupLasso
 from nonsmooth.torch.effective import table_of
 from nonsmooth.torch.proximal import Proximal
+from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = [
     "KKT",
@@ -367,7 +367,7 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
             f"{who}: closure must be a function that returns the loss, not {kind}; write lambda: loss_of(x)."
         )
     groups = {p: group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-    with _undisturbed(list(groups)), torch.enable_grad():
+    with undisturbed(list(groups)), torch.enable_grad():
         loss = closure()
         if any(p.grad is not None for p in groups):
             raise ValueError(f"{who}: the closure called backward; return the loss and leave its gradient to {who}.")
@@ -386,36 +386,6 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
         if not bool(slopes[p].isfinite().all()):
             raise ValueError(f"{who}: the gradient of a parameter of shape {tuple(p.shape)} is not finite.")
     return slopes
-
-
-@contextlib.contextmanager
-def _undisturbed(params: list[torch.Tensor]) -> Iterator[None]:
-    """Put back `.grad`, torch's random numbers, and the buffers of each module that is called meanwhile."""
-    grads = [p.grad for p in params]
-    seen: set[torch.nn.Module] = set()
-    buffers: list[tuple[torch.nn.Module, str, torch.Tensor, torch.Tensor]] = []
-
-    def remember(module: torch.nn.Module, inputs: Any) -> None:
-        for m in () if module in seen else module.modules():
-            if m not in seen:
-                seen.add(m)
-                buffers.extend((m, name, b, b.detach().clone()) for name, b in m._buffers.items() if b is not None)
-
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(remember)
-    devices = sorted({p.device.index for p in params if p.device.type == "cuda"})
-    try:
-        for p in params:
-            p.grad = None
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        hook.remove()
-        for p, grad in zip(params, grads, strict=True):
-            p.grad = grad
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                buffer.data.copy_(value)
 
 
 def _penalised(who: str, optimizer: Proximal) -> list[tuple[torch.Tensor, Penalty]]:
