@@ -249,6 +249,13 @@ def own_step(kind: type[Optimizer]) -> Callable[..., Any]:
     return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimiser that a wrapper, such as Proximal, holds as `optimizer`, innermost."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+        optimizer = inner
+    return optimizer
+
+
 def table_of(optimizer: Optimizer) -> Table:
     """The table of an optimiser, or of the class whose step it inherits; raises TypeError with the reason."""
     kind = type(optimizer)
@@ -273,7 +280,7 @@ def effective_step(optimizer: Optimizer, parameter: torch.Tensor) -> float | tor
     >>> effective_step(torch.optim.SGD([w], lr=0.5, momentum=0.75), w)
     2.0
     """
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # that of a Proximal
+    optimizer = unwrapped(optimizer)
     table = table_of(optimizer)
     for group in optimizer.param_groups:
         if any(p is parameter for p in group["params"]):

@@ -25,7 +25,7 @@ from torch import optim
 from torch.optim import Optimizer
 
 from nonsmooth.torch.curvature import Sharpness, sharpness_of
-from nonsmooth.torch.effective import TABLES, table_of
+from nonsmooth.torch.effective import TABLES, table_of, unwrapped
 from nonsmooth.torch.hessian import Hessian
 
 __all__ = ["Stability", "StepScale", "stability", "step_scale"]
@@ -130,7 +130,7 @@ def stability(
     hessian = Hessian(closure, scale.params, inverse, scale.shifts, scale.sign, "stability")
     found = sharpness_of(hessian, 1, tol, None if start is None else start.estimate, max_products, seed)
     value, residual = float(found.value[0]), float(found.residual[0])
-    name = type(_unwrapped(optimizer)).__name__
+    name = type(unwrapped(optimizer)).__name__
     return Stability(name, value, residual, 1 / scale.unit, value * scale.unit, found, scale)
 
 
@@ -144,7 +144,7 @@ def step_scale(optimizer: Optimizer) -> StepScale:
     >>> step_scale(optimizer).scales[0].tolist(), step_scale(optimizer).unit  # 0.25/(2·2), and lr/2
     ([0.0625], 0.125)
     """
-    optimizer = _unwrapped(optimizer)
+    optimizer = unwrapped(optimizer)
     try:
         table = table_of(optimizer)
     except TypeError as refused:
@@ -181,13 +181,6 @@ def step_scale(optimizer: Optimizer) -> StepScale:
     if len(signs) > 1:
         raise ValueError("stability: some groups maximise and some do not; there is no one threshold for a game.")
     return StepScale(tuple(params), tuple(scales), tuple(shifts), units[0], signs.pop())
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """The optimiser that a wrapper holds as `optimizer`, innermost."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
-        optimizer = inner
-    return optimizer
 
 
 # --- what momentum makes of a gradient that changes its sign in each step: the transfer function at z = −1 ------------
