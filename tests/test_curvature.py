@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nonsmooth.torch.curvature import by_layer, sharpness, spectrum, trace
 from nonsmooth.torch.hessian import Hessian, over
-from nonsmooth.torch.lanczos import largest
+from nonsmooth.torch.lanczos import guided, largest
 
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randint(0, 3, (24,), generator=torch.Generator().manual_seed(1))
@@ -33,6 +33,21 @@ def test_against_the_dense_hessian(seed):
     model, sign, k = net(seed, kink=(Tanh, ReLU)[seed % 2]), (1, -1, 0.3)[seed % 3], 1 + 2 * (seed % 2)
     params = list(model.parameters())
     loss = lambda: sign * cross_entropy(model(X), Y) - (sign == 0.3) * model(X).square().mean()  # noqa: E731
+    true = torch.linalg.eigvalsh(dense(loss, params)).numpy()[::-1][:k]
+    found = sharpness(loss, params, k=k, seed=seed)
+    assert (abs(found.value - true) <= found.residual + 1e-12).all()
+    assert found.converged
+    assert (abs(found.value - true) <= np.maximum(1e-2 * abs(true), 1e-4 * found.norm)).all()
+    assert (found.value * true >= 0).all()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_guided_by_a_draft(seed):
+    """A loss in twelve batches sorted by class, so that the draft has seen two classes of three; sums of both signs."""
+    model, sign, k = net(seed, kink=(Tanh, ReLU)[seed % 2]), (1, -1, 0.3)[seed % 3], (1, 3, 2)[seed % 4 % 3]
+    params, order = list(model.parameters()), Y.argsort()
+    one = lambda x, y: sign * cross_entropy(model(x), y) - (sign == 0.3) * model(x).square().mean()  # noqa: E731
+    loss = over(list(zip(X[order].split(2), Y[order].split(2), strict=True)), lambda b: one(*b))
     true = torch.linalg.eigvalsh(dense(loss, params)).numpy()[::-1][:k]
     found = sharpness(loss, params, k=k, seed=seed)
     assert (abs(found.value - true) <= found.residual + 1e-12).all()
@@ -95,7 +110,7 @@ def test_a_ragged_last_batch_has_its_own_weight(keep):
     assert not torch.allclose(dense(equal, params), whole, atol=1e-6)
 
 
-def test_a_draft_of_the_first_batches_gives_the_same_values():
+def test_a_draft_of_some_batches_gives_the_same_values():
     model = net(4)
     loss = over(list(zip(X.split(2), Y.split(2), strict=True)), lambda b: cross_entropy(model(b[0]), b[1]), keep=True)
     params = list(model.parameters())
@@ -103,6 +118,56 @@ def test_a_draft_of_the_first_batches_gives_the_same_values():
     for k in (1, 3):
         found = sharpness(loss, params, k=k)
         assert found.converged and found.value == pytest.approx(true[:k], rel=1e-2)
+
+
+@pytest.mark.parametrize("like", [1.0, 0.8, 0.0, -1.0])
+def test_what_guides_may_be_anything(like):
+    """D = like·A + (1 − |like|)·another: A, near it, nothing to do with it, or the reverse of it."""
+    for seed in range(10):
+        rng = torch.Generator().manual_seed(seed)
+        A, other = (torch.randn(60, 60, generator=rng, dtype=torch.float64) for _ in range(2))
+        A, other = A + A.T + 20 * torch.diag(torch.arange(60) < 3).double(), other + other.T
+        D = like * A + (1 - abs(like)) * other
+        true = torch.linalg.eigvalsh(A).numpy()[::-1][:3]
+        start = torch.randn(60, generator=rng, dtype=torch.float64)
+        pairs, drafted = guided(lambda v, A=A: A @ v, lambda v, D=D: D @ v, start, 3, 1e-2, 60, rng)
+        assert pairs.converged.all() and (abs(pairs.values - true) <= np.minimum(pairs.residuals, 1e-2 * true)).all()
+        V = pairs.vectors[:, :3].numpy()
+        assert np.linalg.norm(A.numpy() @ V - V * pairs.values, axis=0) == pytest.approx(pairs.residuals, abs=1e-9)
+        assert drafted > 0 and (like != 1 or pairs.products <= 12)
+
+
+def test_a_good_draft_saves_products():
+    h = 1 / torch.arange(1.0, 401.0).double()
+    rng = torch.Generator().manual_seed(0)
+    start = torch.randn(400, generator=rng, dtype=torch.float64)
+    bare, same = (guided(lambda v: h * v, lambda v, s=s: s * h * v, start, 2, 1e-3, 400, rng)[0] for s in (0.0, 0.95))
+    assert bare.values == pytest.approx([1, 0.5], rel=1e-3) and same.values == pytest.approx([1, 0.5], rel=1e-3)
+    assert same.products <= 0.6 * bare.products
+
+
+def test_graphs_are_kept_where_they_are_small(monkeypatch):
+    model = net(7)
+    params = list(model.parameters())
+    calls = []
+    loss = over(
+        list(zip(X.split(2), Y.split(2), strict=True)), lambda b: calls.append(1) or cross_entropy(model(b[0]), b[1])
+    )
+    small, v = Hessian(loss, params), torch.ones(sum(p.numel() for p in params)).double()
+    assert torch.equal(small(v), small(v)) and len(calls) == 12 and small.keep
+    flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(cross_entropy(model(X), Y), params)])
+    assert torch.allclose(small.gradient(), flat, atol=1e-14) and len(calls) == 12
+    assert len(small.draft().kept) == 2 and torch.allclose(
+        small.draft()(v),
+        0.5 * sum(Hessian(lambda i=i: cross_entropy(model(X[i : i + 2]), Y[i : i + 2]), params)(v) for i in (0, 16)),
+    )
+    monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", 1000)
+    large = Hessian(loss, params)
+    calls.clear()
+    assert large.gradient() is None and torch.allclose(large(v), small(v)) and torch.allclose(large(v), small(v))
+    assert len(calls) == 25 and not large.keep and not large.kept
+    true = torch.linalg.eigvalsh(dense(lambda: cross_entropy(model(X), Y), params)).numpy()[::-1][:2]
+    assert sharpness(loss, params, k=2).value == pytest.approx(true, rel=1e-2)
 
 
 def test_dropout_keeps_its_masks_and_nothing_is_disturbed():

@@ -13,7 +13,7 @@ import torch
 from torch import nn, optim
 
 from nonsmooth.penalties import L1
-from nonsmooth.torch import Proximal, weights
+from nonsmooth.torch import Proximal, probes, weights
 from nonsmooth.torch import monitor as module
 from nonsmooth.torch.monitor import Monitor
 from zoo import over
@@ -61,13 +61,17 @@ def train(make: Any, build: Any, steps: int, watch: bool, **options: Any) -> tup
     return [*left, [m.training for m in model.modules()]], monitor
 
 
+def probed(monitor: Monitor) -> list[dict[str, Any]]:
+    return [row for row in monitor.rows if row["kind"] in ("step", "stability")]
+
+
 @pytest.mark.parametrize("build", over(MODELS))
 @pytest.mark.parametrize("make", over(OPTIMIZERS))
 def test_a_watched_run_is_the_same_bit_by_bit(make, build):
     bare, _ = train(make, build, 30, watch=False)
     watched, monitor = train(make, build, 30, watch=True, budget=1.0)
-    assert len(monitor.rows) == 30 and not any("error" in row for row in monitor.rows)
-    assert {row["kind"] for row in monitor.rows} == {"step", "stability"}
+    assert len(probed(monitor)) == 30 and not any("error" in row for row in monitor.rows)
+    assert {row["kind"] for row in monitor.rows} == {"step", "stability", "trace", "chatter"}
     assert watched == bare
 
 
@@ -78,21 +82,21 @@ def test_the_comparison_rejects_a_monitor_that_draws_or_forgets(monkeypatch):
         torch.rand(1)
         return found(*a, **k)
 
-    found = module.measure_step
-    monkeypatch.setattr(module, "measure_step", drawing)
+    found = probes.measured
+    monkeypatch.setattr(probes, "measured", drawing)
     with rejected:
         assert train(OPTIMIZERS["sgd"], MODELS["mlp"], 5, watch=True, budget=1.0)[0] == bare
-    monkeypatch.setattr(module, "measure_step", found)
-    step = Monitor._step
+    monkeypatch.setattr(probes, "measured", found)
+    step = probes.Probes.step
 
-    def forgetting(self: Monitor) -> Any:
-        row = step(self)
+    def forgetting(self: probes.Probes, closure: Any, before: Any) -> Any:
+        row = step(self, closure, before)
         with torch.no_grad():
-            for (_, p), x in zip(self._params(), self._before, strict=True):
+            for (_, p), x in zip(self.params(), before, strict=True):
                 p.copy_(x)
         return row
 
-    monkeypatch.setattr(Monitor, "_step", forgetting)
+    monkeypatch.setattr(probes.Probes, "step", forgetting)
     with rejected:
         assert train(OPTIMIZERS["sgd"], MODELS["mlp"], 5, watch=True, budget=1.0)[0] == bare
 
@@ -187,7 +191,7 @@ def test_a_probe_that_fails_is_told_and_given_up():
 
     with pytest.warns(UserWarning, match=r"^Monitor: no more probes of kind"):
         monitor = run()
-    assert len(monitor.rows) == 6 and all("error" in row for row in monitor.rows)
+    assert len(probed(monitor)) == 6 and all("error" in row for row in probed(monitor))
     assert w.item() == pytest.approx(0.0, abs=1e-6) and w.grad.item() == 1.0
 
 

@@ -151,6 +151,43 @@ def census(
         typer.echo(str(census_of(target, arguments or [])))
 
 
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def audit(
+    script: Annotated[Path, typer.Argument(help="The script that trains, as it is.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="What the script itself is given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder of rows and report; default audit, audit-2, ….")
+    ] = None,
+    budget: Annotated[float, typer.Option("--budget", help="The share of wall clock that probes may take.")] = 0.05,
+    optimizer: Annotated[int, typer.Option("--optimizer", min=1, help="Which optimiser, by the order they step.")] = 1,
+    trials: Annotated[int, typer.Option("--trials", min=0, help="Steps of each what-if at the end; 0 for none.")] = 50,
+) -> None:
+    """Run a PyTorch script unchanged and say what non-differentiability does to its training.
+
+    The script's output and exit code stay its own; what was found is told on stderr when it has ended.
+    """
+    with sentences():
+        from nonsmooth.torch.audit_command import audit_script
+
+        code = audit_script(script, arguments or [], out, budget, optimizer, trials)
+    raise typer.Exit(code)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="The folder of a watched run.")],
+    b: Annotated[Path, typer.Argument(help="The folder of another.")],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("comparison.html"),
+) -> None:
+    """Set two watched runs side by side: where they part, by step, layer and kink."""
+    with sentences():
+        from nonsmooth.torch.comparison import compare as compared
+        from nonsmooth.torch.comparison import write_comparison
+
+        typer.echo(str(compared(a, b)))
+        screen.print(f"Open [bold]{escape(str(write_comparison(a, b, out)))}[/]")
+
+
 @app.command()
 def simulate(
     config: Annotated[Path, typer.Argument(help="A TOML file with [objective], [rule], [penalty] and [run].")],
@@ -184,10 +221,17 @@ def simulate(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A folder that `reproduce` has written.")] = Path("out"),
+    folder: Annotated[Path, typer.Argument(help="A folder that `reproduce`, `audit` or a Monitor wrote.")] = Path(
+        "out"
+    ),
 ) -> None:
-    """Write the report again from the rows and figures of a folder."""
+    """Write the report again from what a folder holds."""
     with sentences():
+        if (folder / "rows.jsonl").exists():
+            from nonsmooth.torch.run_report import write_run_report
+
+            screen.print(f"Open [bold]{escape(str(write_run_report(folder)))}[/]")
+            return
         from nonsmooth.report import write_report
 
         screen.print(f"Open [bold]{escape(str(write_report(folder)))}[/]")

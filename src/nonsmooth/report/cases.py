@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nonsmooth.ledger import Relation
-from nonsmooth.report.numbers import align, interval, percent, show, signed
+from nonsmooth.pages.numbers import align, interval, percent, show, signed
 
 __all__ = ["Case", "Scale", "relation_of", "table"]
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from nonsmooth.ledger import ABSTRACT, Verdict, read_rows, sentence_verdict
-from nonsmooth.report.cases import table
-from nonsmooth.report.numbers import align, prose, readable, setting, show
-from nonsmooth.report.rows import check_plots, check_rows, is_table
 
 try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
     from nonsmooth.claims.texts import TEXTS, Text
+    from nonsmooth.pages import check_plots, date, document, drawn_plot, drawn_table, is_table, write_whole
+    from nonsmooth.pages.numbers import setting
+    from nonsmooth.report.cases import table
+    from nonsmooth.report.rows import check_rows
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f"nonsmooth.report needs {missing.name}, which is not installed; run: pip install 'nonsmooth[lab]'"
@@ -66,8 +56,6 @@ AGREEMENT = {
 }
 """The look and the words of `Text.verdict`."""
 
-UNSAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-
 
 def write_report(out: Path) -> Path:
     """`out/verdicts.jsonl` and `out/figures/*.json` → `out/report.html`, whole or not at all.
@@ -89,18 +77,7 @@ def write_report(out: Path) -> Path:
         if isinstance(row["claim"], str) and (plots := _plots(out, row["claim"])) is not None
     }
     html = render(rows, figures, TEXTS)
-    target = out / "report.html"
-    beside = out / f".report.html.{os.getpid()}"
-    try:
-        beside.write_text(html, encoding="utf-8")
-        os.replace(beside, target)
-    except OSError as error:
-        raise ValueError(
-            f"{target}: cannot be written ({error.strerror}); choose another folder with --out."
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
-    return target
+    return write_whole(out / "report.html", html, "choose another folder with --out")
 
 
 def _plots(out: Path, claim: str) -> list[dict[str, Any]] | None:
@@ -134,25 +111,16 @@ def render(
     for claim, plots in figures.items():
         check_plots(plots, f"the figures of {claim!r}")
     claims = _claims(rows, figures)
-    style, script, plotly = _text("style.css"), _text("figures.js") + _text("page.js"), get_plotlyjs()
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            style=Markup(style),
-            script=Markup(script),
-            plotly=Markup(_packed(plotly)),
-            trusted=[_digest(script), _digest(plotly)],
-            header=_header(rows, claims),
-            sentences=[_sentence(number, rows, claims) for number in ABSTRACT],
-            themes=_themes(claims),
-            texts=_texts(texts, claims),
-            reading=READING,
-            plots=Markup(_json([plot for claim in claims for plot in claim["plots"] if plot["kind"] == "plot"])),
-            tables=Markup(
-                _json([plot["raw"] for claim in claims for plot in claim["plots"] if plot["kind"] == "table"])
-            ),
-        )
+    return document(
+        "nonsmooth.report",
+        "page.html",
+        drawn=[plot for claim in claims for plot in claim["plots"]],
+        scripts=["filter.js"],
+        header=_header(rows, claims),
+        sentences=[_sentence(number, rows, claims) for number in ABSTRACT],
+        themes=_themes(claims),
+        texts=_texts(texts, claims),
+        reading=READING,
     )
 
 
@@ -182,55 +150,14 @@ def _claims(
                 "noisy": any(case.noise for case in cases),
                 "missed": missed,
                 "drawn": plots is not None,
-                "plots": [(_table if is_table(plot) else _plot)(plot, stem, i) for i, plot in enumerate(plots or [])],
+                "plots": [
+                    (drawn_table if is_table(plot) else drawn_plot)(plot, stem, i) for i, plot in enumerate(plots or [])
+                ],
                 "panels": sum(not is_table(plot) for plot in plots or []),
                 "settings": {name: setting(value) for name, value in row["parameters"].items()},
             }
         )
     return claims
-
-
-def _plot(plot: Mapping[str, Any], stem: str, index: int) -> dict[str, Any]:
-    """A figure as the script draws it: readable words, eight digits, a text alternative."""
-    drawn = _rounded(plot)
-    title, says = drawn["title"], drawn["says"]
-    lines = ", ".join(line["name"] for line in drawn["lines"] if line["name"])
-    axes = f"{drawn['y']['title']} against {drawn['x']['title']}" + (f", with {lines}" if lines else "")
-    drawn["label"] = ". ".join(part.rstrip(".") for part in (title, says, axes) if part) + "."
-    drawn["file"] = f"{stem}-{index + 1}"
-    drawn["claim"] = stem
-    drawn["kind"] = "plot"
-    return drawn
-
-
-def _table(table: Mapping[str, Any], stem: str, index: int) -> dict[str, Any]:
-    """A table as the template writes it: numbers to four digits, their points in line; `raw` is what is saved."""
-    file = f"{stem}-{index + 1}"
-    columns = [[row[i] for row in table["rows"]] for i in range(len(table["columns"]))]
-    numeric = [bool(column) and not any(isinstance(cell, str) for cell in column) for column in columns]
-    texts = [
-        align([show(cell) for cell in column]) if number else [c if isinstance(c, str) else show(c) for c in column]
-        for column, number in zip(columns, numeric, strict=True)
-    ]
-    return {
-        "kind": "table",
-        "title": table["title"],
-        "says": table["says"],
-        "file": file,
-        "head": list(zip(table["columns"], numeric, strict=True)),
-        "rows": [list(zip(cells, numeric, strict=True)) for cells in zip(*texts, strict=True)],
-        "raw": {"file": file, "head": table["columns"], "rows": table["rows"]},
-    }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _rounded(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [_rounded(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.8g}")
-    return readable(value) if isinstance(value, str) else value
 
 
 def _theme(claim: str) -> str:
@@ -309,57 +236,10 @@ def _header(rows: Sequence[Mapping[str, Any]], claims: Sequence[dict[str, Any]])
     return {
         "claims": len(rows),
         "counts": _counts(rows),
-        "date": _date(newest),
+        "date": date(newest),
         "iso": newest,
         "versions": {package: " and ".join(numbers) for package, numbers in versions.items()},
         "seconds": sum(row["seconds"] for row in rows),
         "command": "nonsmooth reproduce" + (options.pop() if len(options) == 1 else ""),
         "missed": [claim for claim in claims if claim["missed"]],
     }
-
-
-def _date(iso: str) -> str:
-    try:
-        when = datetime.fromisoformat(iso)
-    except ValueError:
-        return iso
-    zone = " UTC" if when.tzinfo is not None and not when.utcoffset() else ""
-    return f"{when.day} {when:%B %Y, %H:%M}{zone}"
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("nonsmooth.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"prose": prose, "seconds": _seconds}
-    return environment
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 90:
-        return f"{show(seconds, 2)} s"
-    return f"{show(seconds / 60, 2)} min" if seconds < 5400 else f"{show(seconds / 3600, 2)} h"
-
-
-def _text(name: str) -> str:
-    return files("nonsmooth.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _json(value: Any) -> str:
-    """JSON that no script element can be left by."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(UNSAFE)
-
-
-@cache
-def _packed(script: str) -> str:
-    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
-
-
-def _digest(script: str) -> str:
-    """What the page's security policy knows a script by: nothing else runs."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -9,7 +9,11 @@ except ModuleNotFoundError as missing:
         "nonsmooth.torch needs torch, which is not installed; run: pip install 'nonsmooth[torch]'", name="torch"
     ) from missing
 
+from typing import Any
+
 from nonsmooth.torch.alternatives import FromRule, MagnitudePruning, penalised, remove_spred, spred
+from nonsmooth.torch.audit import Audit
+from nonsmooth.torch.batch_sharpness import BatchSharpness, BatchThresholds, batch_sharpness, batch_thresholds
 from nonsmooth.torch.census import Census, Hidden, Operation, census
 from nonsmooth.torch.certificates import (
     KKT,
@@ -26,26 +30,53 @@ from nonsmooth.torch.certificates import (
 from nonsmooth.torch.compress import Compressed, Cost, compress
 from nonsmooth.torch.curvature import Sharpness, Spectrum, Trace, by_layer, sharpness, spectrum, trace
 from nonsmooth.torch.effective import effective_step, register_effective_step
+from nonsmooth.torch.findings import Finding
 from nonsmooth.torch.hessian import Batches, over
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
+from nonsmooth.torch.l1_audit import L1Audit, PenaltyTerm, l1_audit, turning_lam
 from nonsmooth.torch.monitor import Monitor
+from nonsmooth.torch.penalty_terms import penalty_terms
 from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
 from nonsmooth.torch.selection import Choice, Flip, Selection, flips, record, replay
 from nonsmooth.torch.semistructured import SemiStructured, semi_structured
+from nonsmooth.torch.smoothing import Smoothed, Smoothing, smoothed, smoothing
 from nonsmooth.torch.sparsity import Density, DensityRow, LamPath, Refit, TargetSparsity, density, lam_path, refit
 from nonsmooth.torch.stability import Stability, stability
 from nonsmooth.torch.steps import Holder, OrbitCurvature, Split, Step, holder, measure_step
 from nonsmooth.torch.undisturbed import undisturbed
+from nonsmooth.torch.what_if import WhatIf, what_if
+
+PAGES = {
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "write_comparison": "comparison",
+    "write_run_report": "run_report",
+}
+"""What draws pages, and is imported when it is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in PAGES:
+        from importlib import import_module
+
+        return getattr(import_module(f"nonsmooth.torch.{PAGES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
+    "Audit",
+    "BatchSharpness",
+    "BatchThresholds",
     "Batches",
     "Census",
     "Choice",
+    "Comparison",
     "Compressed",
     "Cost",
     "Density",
     "DensityRow",
     "DualityGap",
+    "Finding",
     "Flip",
     "FromRule",
     "Hidden",
@@ -55,18 +86,22 @@ __all__ = [
     "KinkError",
     "KinkReport",
     "KinkRow",
+    "L1Audit",
     "LamPath",
     "LambdaLam",
     "MagnitudePruning",
     "Monitor",
     "Operation",
     "OrbitCurvature",
+    "PenaltyTerm",
     "Proximal",
     "Refit",
     "Residual",
     "Selection",
     "SemiStructured",
     "Sharpness",
+    "Smoothed",
+    "Smoothing",
     "Spectrum",
     "Split",
     "Stability",
@@ -74,8 +109,12 @@ __all__ = [
     "Step",
     "TargetSparsity",
     "Trace",
+    "WhatIf",
+    "batch_sharpness",
+    "batch_thresholds",
     "by_layer",
     "census",
+    "compare",
     "compress",
     "decay_residual",
     "density",
@@ -85,10 +124,12 @@ __all__ = [
     "holder",
     "kinkcheck",
     "kkt",
+    "l1_audit",
     "lam_path",
     "measure_step",
     "over",
     "penalised",
+    "penalty_terms",
     "prox_residual",
     "record",
     "refit",
@@ -97,11 +138,17 @@ __all__ = [
     "replay",
     "semi_structured",
     "sharpness",
+    "smoothed",
+    "smoothing",
     "spectrum",
     "spred",
     "stability",
     "stationary_lam",
     "trace",
+    "turning_lam",
     "undisturbed",
     "weights",
+    "what_if",
+    "write_comparison",
+    "write_run_report",
 ]

@@ -16,12 +16,10 @@ import numpy as np
 import torch
 
 from nonsmooth.torch.hessian import Hessian
-from nonsmooth.torch.lanczos import Pairs, largest, tridiagonal
+from nonsmooth.torch.lanczos import Pairs, guided, largest, tridiagonal
 
 __all__ = ["Sharpness", "Spectrum", "Trace", "by_layer", "sharpness", "sharpness_of", "spectrum", "trace"]
 
-ROUGH = 0.1
-"""How well an eighth of the data is asked for its own eigenvalues, before the whole is asked for its."""
 ADMIXED = (1.0, 0.3, 0.1)
 """A start for one value is this mixture of the last Ritz vectors, so that a second that overtakes the first is seen."""
 NOISE = 0.03
@@ -74,7 +72,7 @@ def sharpness(
     """λ₁ ≥ … ≥ λ_k, the largest eigenvalues by value, of the Hessian or of P^{-½}HP^{-½} with P = `preconditioner`.
 
     `closure` returns the loss with its graph; or it is a list of closures, of (weight, closure), or `over(loader,
-    loss)`: then the first eighth of the batches, where there are eight, is asked first, and gives the start. `start` is
+    loss)`: then, where there are eight, products with every eighth of them guide those with all. `start` is
     the result of the last call, along a run of training: then a few products do. P is a tensor or a number a parameter.
     An eigenvalue that is there more than k times is seen at most k times. `seed` is of the start vector alone.
 
@@ -112,22 +110,26 @@ def sharpness_of(
     if not (isinstance(max_products, int) and max_products >= k):
         raise ValueError(f"{who}: max_products must be an integer of at least k = {k}, not {max_products!r}.")
     generator = torch.Generator().manual_seed(seed)
-    spent, trusted = 0.0, start is not None
     if start is None:
-        given = _noise(hessian, min(k + 1, dim), generator)
+        slope = hessian.gradient() if hessian.batches.count > 1 else None
         draft = hessian.draft()
         if draft is not None:
-            rough = largest(draft, given, k, ROUGH, max_products, generator)
-            spent = rough.products * draft.batches.count / hessian.batches.count
-            given, trusted = _mixed(rough.vectors, k, _noise(hessian, 1, generator)), True
+            slope = draft.gradient() if slope is None else slope
+            given = _noise(hessian, 1, generator)[:, 0]
+            if slope is not None and bool(slope.any()):  # most of it lies along the large eigenvectors
+                given = slope / torch.linalg.vector_norm(slope) + NOISE * given / torch.linalg.vector_norm(given)
+            pairs, drafted = guided(hessian, draft, given, k, tol, max_products, generator)
+            spent = drafted * draft.batches.count / hessian.batches.count
+            return _record(pairs, k, tol, pairs.products + math.ceil(spent))
+        given = _noise(hessian, min(k + 1, dim), generator)
     else:
         vectors = start.vectors if isinstance(start, Sharpness) else start
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
         given = _mixed(vectors.detach().to(hessian.device, hessian.dtype), k, _noise(hessian, 1, generator))
-    pairs = largest(hessian, given, k, tol, max_products, generator, trusted)
-    return _record(pairs, k, tol, pairs.products + math.ceil(spent))
+    pairs = largest(hessian, given, k, tol, max_products, generator, start is not None)
+    return _record(pairs, k, tol, pairs.products)
 
 
 def _noise(hessian: Hessian, count: int, generator: torch.Generator) -> torch.Tensor:

@@ -24,14 +24,19 @@ Part = tuple[float, Closure]
 
 WIDE = 1 << 20
 """Up to this many parameters vectors are in float64, whatever the parameters are in."""
+EIGHTH = 8
+"""A draft has each of so many batches."""
+KEPT = 1 << 28
+"""Up to so many bytes the graphs of all parts are kept between products, unless told otherwise."""
 
 
 @dataclass(frozen=True)
 class Batches:
     """A loss Σ wᵢ ℓᵢ / Σ wᵢ as weights and closures: `parts` begins anew at each call, and gives the same each time.
 
-    With `keep` the graphs of all parts stay in memory between products, which then take some 0.6 of the time;
-    without it one part's graph is held at a time. `generators` are put back between passes, as the global ones are.
+    With `keep` the graphs of all parts stay in memory between products, which then take some 0.6 of the time; without
+    it one part's graph is held at a time; with None they stay where, judged by the first, they take 256 MiB at most.
+    `generators` are put back between passes, as the global ones are.
 
     >>> w = torch.tensor([2.0], requires_grad=True)
     >>> loss = Batches(lambda: iter([(3.0, lambda: w.square().sum()), (1.0, lambda: 5 * w.square().sum())]), 2)
@@ -41,12 +46,12 @@ class Batches:
 
     parts: Callable[[], Iterator[Part]]
     count: int
-    keep: bool = False
+    keep: bool | None = None
     generators: tuple[torch.Generator, ...] = ()
 
-    def head(self, count: int) -> Batches:
-        """The first `count` parts alone."""
-        return Batches(lambda: islice(self.parts(), count), min(count, self.count), True, self.generators)
+    def every(self, step: int) -> Batches:
+        """Each `step`-th part, from the first on: of data in some order a fairer sample than the first ones."""
+        return Batches(lambda: islice(self.parts(), 0, None, step), -(-self.count // step), True, self.generators)
 
 
 def over(
@@ -54,7 +59,7 @@ def over(
     loss: Callable[[Any], torch.Tensor],
     *,
     size: Callable[[Any], float] | None = None,
-    keep: bool = False,
+    keep: bool | None = None,
 ) -> Batches:
     """The mean over all samples of a loader, for `loss(batch)` that is the mean over a batch: ragged ones weigh less.
 
@@ -115,6 +120,7 @@ class Hessian:
         if any(p.is_complex() for p in self.params):
             raise ValueError(f"{self.who}: complex parameters have no Hessian of this kind; split them into two.")
         self.batches = _as_batches(self.loss, self.who)
+        self.keep = self.batches.keep
         self.sizes = [p.numel() for p in self.params]
         self.dim, self.device = sum(self.sizes), self.params[0].device
         self.dtype = torch.float64 if self.dim <= WIDE else torch.float32
@@ -137,11 +143,29 @@ class Hessian:
         return out if self.root is None else out.mul_(self.root)
 
     def draft(self) -> Hessian | None:
-        """The same with the first eighth of the batches; None where there are too few."""
-        count = self.batches.count // 8
-        if not count:
+        """The same with every eighth of the batches; None where there are fewer than eight."""
+        if self.batches.count < EIGHTH:
             return None
-        return Hessian(self.batches.head(count), self.params, self.preconditioner, self.shift, self.sign, self.who)
+        own = (self.preconditioner, self.shift, self.sign, self.who)
+        return Hessian(self.batches.every(EIGHTH), self.params, *own, kept=self.kept[::EIGHTH])
+
+    def gradient(self) -> torch.Tensor | None:
+        """P^{-½}∇ℓ as a flat vector, where the graphs are kept: they are made now if they were not; None elsewhere.
+
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> Hessian(lambda: w.prod(), [w]).gradient().tolist()
+        [2.0, 1.0]
+        """
+        for _ in self._slopes():
+            if not self.keep:
+                return None
+        total = sum(weight for weight, _ in self.kept)
+        flat = [
+            w / total * torch.cat([g.detach().reshape(-1).to(self.device, self.dtype) for g in gs])
+            for w, gs in self.kept
+        ]
+        out = torch.stack(flat).sum(0)
+        return out if self.root is None else out.mul_(self.root)
 
     def unflat(self, v: torch.Tensor) -> list[torch.Tensor]:
         """A flat vector in the parameters' shapes."""
@@ -154,14 +178,18 @@ class Hessian:
         if self.kept:
             yield from self.kept
             return
+        made = []
         with undisturbed(self.params, self.batches.generators):
             for weight, closure in self.batches.parts():
                 if not (math.isfinite(weight) and weight > 0):
                     raise ValueError(f"{self.who}: a batch's weight must be a finite number above 0, not {weight!r}.")
                 slopes = self._slope(closure)
-                if self.batches.keep:
-                    self.kept.append((weight, slopes))
+                if self.keep is None:
+                    self.keep = _held(slopes) * self.batches.count <= KEPT
+                if self.keep:
+                    made.append((weight, slopes))
                 yield weight, slopes
+        self.kept = made
 
     def _slope(self, closure: Closure) -> list[torch.Tensor]:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
@@ -190,9 +218,8 @@ class Hessian:
         live = [(g, a) for g, a in zip(slopes, pieces, strict=True) if g.requires_grad]
         if not live:
             return torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-        keep = bool(self.batches.keep)
         found = torch.autograd.grad(
-            [g for g, _ in live], self.params, [a for _, a in live], retain_graph=keep, allow_unused=True
+            [g for g, _ in live], self.params, [a for _, a in live], retain_graph=bool(self.keep), allow_unused=True
         )
         flat = [
             torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
@@ -219,6 +246,24 @@ class Hessian:
         if not bool(((flat > 0) & flat.isfinite()).all()):
             raise ValueError(f"{self.who}: the preconditioner must be finite and above 0.")
         return flat.rsqrt()
+
+
+def _held(slopes: Iterable[torch.Tensor]) -> int:
+    """The bytes of all tensors that the graph behind `slopes` has saved, each once."""
+    waiting: list[Any] = [g.grad_fn for g in slopes]
+    seen, held = set(waiting), dict[int, int]()
+    while waiting:
+        node = waiting.pop()
+        for name in () if node is None else dir(node):
+            saved = getattr(node, name) if name.startswith("_saved_") or name == "saved_tensors" else ()
+            for t in saved if isinstance(saved, (tuple, list)) else (saved,):
+                if isinstance(t, torch.Tensor):
+                    storage = t.untyped_storage()
+                    held[storage.data_ptr()] = storage.nbytes()
+        fresh = {n for n, _ in (() if node is None else node.next_functions)} - seen
+        seen |= fresh
+        waiting += fresh
+    return sum(held.values())
 
 
 def _as_batches(loss: Any, who: str) -> Batches:

@@ -78,6 +78,7 @@ class Interception(TorchFunctionMode):
     def __init__(self, outermost: FrameType | None = None, stops: Callable[[], None] | None = None) -> None:
         super().__init__()
         self.outermost, self.stops = outermost, stops
+        self.boundary: CodeType | None = None  # of a method whose object knows the `place` of what it calls
         self.model: torch.nn.Module | None = None
         self.rows: dict[tuple[str, str, str, str], Row] = {}
         self.hidden: dict[tuple[str, str, str, str], int] = {}
@@ -138,7 +139,7 @@ class Interception(TorchFunctionMode):
         parts = [self.apart[id(t)] for t in leaves if id(t) in self.apart]
         back = [why for _, why, _ in parts]
         live = graded or bool(back)
-        if live and name in READS | BRANCHES:
+        if live and name in READS | BRANCHES and not _casts(func, name):
             kind = "branch" if name in BRANCHES else "read by Python"
             self._hide(kind, f"{_shown(func)}() of {back[0] if back else 'a value that a gradient passes'}", place)
             _matter(parts if name in BRANCHES else ())
@@ -217,6 +218,9 @@ class Interception(TorchFunctionMode):
         line, module, function, inner = "", None, "", None
         while frame is not None and frame is not self.outermost:
             code = frame.f_code
+            if code is self.boundary:
+                line = line or frame.f_locals["self"].place
+                break
             first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount and module is None else None
             if isinstance(first, torch.nn.Module):
                 module = self.paths.get(id(first), _called(first))
@@ -273,6 +277,12 @@ def _probed(func: Any, args: Any, kwargs: Any, probes: Any) -> Iterator[tuple[st
             found = returned(func, args, kwargs, probe)
             if found is not None:
                 yield probe.label, found
+
+
+def _casts(func: Any, name: str) -> bool:
+    """x.float() is a tensor of another type; float(x) reads a number."""
+    given = getattr(func, "__name__", "")
+    return name in ("float", "int", "bool") and not given.startswith("__")
 
 
 def _why(name: str) -> str:

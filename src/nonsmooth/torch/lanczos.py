@@ -1,9 +1,10 @@
 """The largest eigenvalues of a symmetric operator, from as few products as will do.
 
-Rayleigh and Ritz on a subspace that grows by residuals of Ritz pairs, all kept orthogonal. From a start that is trusted
-it is the residual of the first pair that is not good enough; from a random block the residuals take turns, and the pair
-after the last must be known as well, for one vector alone may hide an eigenvalue that is close by. Source: Saad 2011,
-chapters 6 and 8; Parlett 1998, chapter 11 for the bounds.
+`largest`: Rayleigh and Ritz on a subspace that grows by residuals of Ritz pairs, all kept orthogonal. From a start that
+is trusted it is the residual of the first pair that is not good enough; from a random block the residuals take turns,
+and the pair after the last must be known as well, for one vector alone may hide an eigenvalue that is close by.
+`guided`: the same with an operator beside it that is like the first and cheap, the Hessian on some of the data. Source:
+Saad 2011, chapters 6 and 8; Parlett 1998, chapter 11 for the bounds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-__all__ = ["largest", "tridiagonal"]
+__all__ = ["guided", "largest", "tridiagonal"]
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 STEPS, TRUSTED_STEPS = 3, 1
@@ -23,6 +24,10 @@ NEXT = 2.0
 """From a random start the pair after the last one must be known too, to this many times tol: it might be larger."""
 AGAIN = 0.5
 """A vector that loses more than this share of its length to orthogonalisation is orthogonalised again."""
+BACK = 2
+"""Over how many of the last products, guided ones, the growth of a value is looked at."""
+FIRST = 3
+"""The products with the draft, beside k, before the first one with the operator."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,92 @@ def good(theta: np.ndarray, error: np.ndarray, tol: float, norm: float) -> np.nd
     [True, True, False]
     """
     return (error <= tol * np.abs(theta)) | (np.abs(theta) + error <= tol**2 * norm) | (norm == 0)
+
+
+def guided(
+    product: Product,
+    draft: Product,
+    start: torch.Tensor,
+    k: int,
+    tol: float,
+    max_products: int,
+    generator: torch.Generator,
+) -> tuple[Pairs, int]:
+    """The k largest eigenvalues of A with the help of a cheap D that resembles it; and the products with D.
+
+    A is known on the rows of Q, from products; elsewhere it is taken to be D: B = A − (1 − QᵀQ)(A − D)(1 − QᵀQ). From
+    `start`, products go to where an eigenvector of B leaves the span of Q most, the Ritz pairs of B being improved
+    by products with D. A value is B's; its residual is that of the Ritz vector within Q with this value, so it is true
+    of A whatever D is. Its error is max(residual, change over the last two products), for D may hide an eigenvector.
+    Source: generalised Davidson, Morgan & Scott 1986, with B in the place of their preconditioner.
+
+    >>> A, rng = torch.diag(torch.tensor([1.0, 3.0, -9.0], dtype=torch.float64)), torch.Generator().manual_seed(0)
+    >>> pairs, _ = guided(lambda v: A @ v, lambda v: 0.9 * A @ v, torch.ones(3, dtype=torch.float64), 1, 1e-9, 3, rng)
+    >>> pairs.values.round(6).tolist(), pairs.products
+    ([3.0], 3)
+    """
+    dim, rounding = len(start), torch.finfo(start.dtype).eps
+    Q = AQ = C = DC = start.new_empty(0, dim)
+    drafted = 0
+
+    def widen(v: torch.Tensor) -> None:
+        """Another row of C: v less what is in Q and C, or a random one where nothing is left of it."""
+        nonlocal C, DC, drafted
+        known = torch.cat([Q, C])
+        if len(known) < dim:
+            c = _orthogonal(v, known)
+            c = _fresh(known, dim, generator) if c is None else c
+            C, DC = torch.cat([C, c[None]]), torch.cat([DC, draft(c).to(start.dtype)[None]])
+            drafted += 1
+
+    def pairs_of_draft() -> tuple[np.ndarray, torch.Tensor]:
+        across = torch.cat([AQ @ Q.T, AQ @ C.T], 1)
+        S = torch.cat([across, torch.cat([across[:, len(Q) :].T, DC @ C.T], 1)])
+        theta, U = torch.linalg.eigh((S + S.T) / 2)
+        return theta.flip(0).cpu().numpy().astype(float), U.flip(1)
+
+    def image(u: torch.Tensor) -> torch.Tensor:
+        """B x for x = Σ uᵢ (Q, C)ᵢ."""
+        a, c = u[: len(Q)], u[len(Q) :]
+        outside = c @ DC
+        return a @ AQ + outside + ((AQ @ (c @ C)) - Q @ outside) @ Q
+
+    widen(start)
+    for _ in range(FIRST + k - 1):
+        widen(DC[-1])
+    past: list[np.ndarray] = [np.full(k, np.inf)] * BACK
+    u = torch.zeros(len(C), dtype=start.dtype, device=start.device)
+    u[0] = 1.0
+    while True:
+        c = u / torch.linalg.vector_norm(u)
+        q = _orthogonal(c @ C, Q)
+        q = _fresh(Q, dim, generator) if q is None else q
+        turn = torch.linalg.qr(torch.cat([c[:, None], torch.eye(len(c)).to(c)], 1))[0][:, 1:].T
+        C, DC = turn @ C, turn @ DC
+        Q, AQ = torch.cat([Q, q[None]]), torch.cat([AQ, product(q).to(start.dtype)[None]])
+        for i in range(min(2, k)):
+            theta, U = pairs_of_draft()
+            i = (len(Q) + i) % min(k, len(theta))
+            widen(image(U[:, i]) - float(theta[i]) * (U[:, i] @ torch.cat([Q, C])))
+        theta, U = pairs_of_draft()
+        norm = float(np.abs(theta).max())
+        if len(Q) >= k:
+            within, W = torch.linalg.eigh((AQ @ Q.T + Q @ AQ.T) / 2)
+            W = W.flip(1)[:, : k + 2].T
+            within = within.flip(0).cpu().numpy().astype(float)[: len(W)]
+            values = theta[:k]
+            V = W @ Q
+            r = torch.linalg.vector_norm(W @ AQ - torch.as_tensor(within).to(V)[:, None] * V, dim=1)
+            residuals = np.hypot(r.cpu().numpy().astype(float)[:k], values - within[:k])
+            error = np.maximum(np.maximum(np.abs(values - past[-BACK]), residuals), 4 * rounding * norm)
+            done = good(values, error, tol, norm)
+            if done.all() or len(Q) >= min(max_products, dim):
+                return Pairs(values.copy(), residuals, error, V.T.contiguous(), norm, len(Q), done), drafted
+        past.append(np.pad(theta[:k], (0, max(0, k - len(theta))), constant_values=np.inf))
+        outside = torch.linalg.vector_norm(U[len(Q) :, :k], dim=0).cpu().numpy().astype(float)
+        u = U[len(Q) :, int(np.argmax(np.abs(theta[: len(outside)]) * outside**2))]
+        if not float(torch.linalg.vector_norm(u)) > 1e3 * rounding:
+            u = torch.eye(len(C)).to(C)[-1]
 
 
 def _orthogonal(v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor | None:

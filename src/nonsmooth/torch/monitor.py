@@ -10,22 +10,33 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from nonsmooth.torch.curvature import Sharpness, sharpness
-from nonsmooth.torch.proximal import Proximal
-from nonsmooth.torch.stability import Stability, stability
-from nonsmooth.torch.steps import OrbitCurvature, measure_step
+from nonsmooth.torch.facts import optimizer_facts, plain, versions, write_facts
+from nonsmooth.torch.findings import Finding, findings
+from nonsmooth.torch.l1_audit import Chatter, reach_of
+from nonsmooth.torch.loggers import Sink, sink
+from nonsmooth.torch.probes import Probes, checksums, quietly
+from nonsmooth.torch.proximal import Proximal, weights
 
 __all__ = ["Monitor"]
 
 PATIENCE = 3
 """A probe that fails so often in a row is not tried again."""
+KINDS = ("step", "stability")
+WINDOW = 16
+"""The consecutive steps over which signs of weights are followed."""
+SIDE = 0.15
+"""The share of the budget that traces of the weights, and windows of their signs, may each take."""
+APART = 1.1
+"""How far apart, by this factor, the steps are at which the allowance pays."""
+DENSE = 1024
+"""Up to so many steps each is traced; then the distance doubles whenever their number does."""
 
 
 class Monitor:
@@ -36,23 +47,28 @@ class Monitor:
     kink part, kink share, flips; κ̄ over the measured steps), one of kind "stability" the (preconditioned) sharpness
     and its ratio to the optimiser's threshold, warm-started; for an optimiser without one λ₁ of the Hessian alone.
     They share the budget evenly: a probe is made where, by the cost of its last, all probes so far stay within it. The
-    first of each kind has no last: they are made at the first two steps.
+    first of each kind has no last: they are made at the first two steps. Rows of kind "trace" hold checksums of the
+    weights, to tell where two runs part; rows of kind "chatter" what signs of weights did over a window of steps.
 
-    folder: where each row is appended at once, to rows.jsonl. data: what the closure's data are, as each row says.
-    Each row also says whether a penalty is in the loss: under a `Proximal` it is not; otherwise `penalty` says it.
+    folder: where each row is appended at once, to rows.jsonl, and where run.json and report.html are written. data:
+    what the closure's data are, as each row says. Each row also says whether a penalty is in the loss: under a
+    `Proximal` it is not; otherwise `penalty` says it. loggers: a TensorBoard `SummaryWriter`, a Weights & Biases run,
+    the `mlflow` module, or a function of a row; None takes what is active of the last two. allowance: seconds of
+    probes that a short run may take beside the budget, at steps a tenth apart, to have something to tell of it.
 
     A probe that fails leaves a row with the reason, and the run goes on; after three in a row it is not tried again.
-    `rows`, `spent` (seconds), `skipped` (steps not measured, by kind) and `str()` tell what was done. Raises TypeError
-    or ValueError, in one sentence, for an argument that cannot be.
+    `rows`, `spent` (seconds), `skipped` (steps not measured, by kind) and `str()` tell what was done; `findings` say it
+    in words, and `report` writes a page. Raises TypeError or ValueError, in one sentence, for an argument that cannot
+    be.
 
     >>> w = torch.nn.Parameter(torch.tensor([0.25]))
     >>> optimizer = torch.optim.SGD([w], lr=0.5)
     >>> with Monitor(w, optimizer, closure=lambda: w.abs().sum(), budget=1.0) as monitor:
     ...     w.grad = torch.ones(1)
     ...     optimizer.step()
-    >>> row = monitor.rows[0]
-    >>> row["kind"], row["curvature"], row["kink"], row["flipped"]
-    ('step', 4.0, 4.0, 1)
+    >>> row = next(row for row in monitor.rows if row["kind"] == "step")
+    >>> row["curvature"], row["kink"], row["flipped"]
+    (4.0, 4.0, 1)
     """
 
     def __init__(
@@ -66,48 +82,66 @@ class Monitor:
         data: str = "the closure's",
         penalty: str = "as in the closure",
         window: int = 100,
+        loggers: Sequence[Any] | None = None,
+        allowance: float = 0.0,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Monitor: optimizer must be a torch optimiser, not {type(optimizer).__name__}.")
         if not callable(closure):
             raise TypeError("Monitor: closure must be a function that returns the loss.")
-        if not (isinstance(budget, (int, float)) and 0 < budget <= 1):
+        if not (isinstance(budget, (int, float)) and not isinstance(budget, bool) and 0 < budget <= 1):
             raise ValueError(f"Monitor: budget is a share of the wall clock, above 0 and up to 1, not {budget!r}.")
-        self.optimizer, self.closure, self.budget, self.data = optimizer, closure, float(budget), data
+        self.model, self.optimizer, self.closure = model, optimizer, closure
+        if not (isinstance(allowance, (int, float)) and allowance >= 0):
+            raise ValueError(f"Monitor: allowance is a number of seconds, 0 or more, not {allowance!r}.")
+        self.budget, self.data, self.allowance, self._free = float(budget), data, float(allowance), 3
+        self._granted = 0.0
         self.penalty = "not in the loss: taken by Proximal" if isinstance(optimizer, Proximal) else penalty
-        self.names = {id(p): n for n, p in model.named_parameters()} if isinstance(model, torch.nn.Module) else {}
+        self.probes = Probes(model, optimizer, window)
         self.rows: list[dict[str, Any]] = []
         self.t, self.spent = 0, 0.0
-        self.orbit = OrbitCurvature(window)
+        self._clock = time.time()
         self._began, self._ended = 0.0, 0.0
-        self._cost = {"step": 0.0, "stability": 0.0}
-        self._used = {"step": 0.0, "stability": 0.0}
-        self._failed = {"step": 0, "stability": 0}
-        self._made = {"step": 0, "stability": 0}
-        self._start: Stability | None = None
-        self._bare: Sharpness | None = None
+        self._cost = dict.fromkeys(KINDS, 0.0)
+        self._used = dict.fromkeys((*KINDS, "trace", "chatter"), 0.0)
+        self._failed = dict.fromkeys(KINDS, 0)
+        self._made = dict.fromkeys(KINDS, 0)
+        self.wants: str | None = "step"
         self._before: list[torch.Tensor] | None = None
+        self._stride, self._windows = 1, 0
+        self.chatter: Chatter | None = None
         self._hooks: list[Any] = []
+        self._sinks: list[Sink] = sink(loggers)
+        self.folder = None if folder is None else Path(folder)
         self._file: Any = None
-        if folder is not None:
-            path = Path(folder)
+        if self.folder is not None:
             try:
-                path.mkdir(parents=True, exist_ok=True)
-                self._file = (path / "rows.jsonl").open("a", encoding="utf-8")
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = (self.folder / "rows.jsonl").open("a", encoding="utf-8")
             except OSError as error:
-                raise ValueError(f"Monitor: the folder {path} cannot be written ({error.strerror}).") from None
+                raise ValueError(f"Monitor: the folder {folder} cannot be written ({error.strerror}).") from None
 
     # --- where it listens --------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Monitor:
-        self._began = time.perf_counter()
+        self.begin()
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._pre),
-            self.optimizer.register_step_post_hook(self._post),
+            self.optimizer.register_step_pre_hook(lambda *_: self.before()),
+            self.optimizer.register_step_post_hook(lambda *_: self.after()),
         ]
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.end()
+
+    def begin(self) -> None:
+        """Start the clock, without hooks: for one who calls `before` and `after` each step himself."""
+        self._began, self._clock = time.perf_counter(), time.time()
+
+    def end(self) -> None:
+        """Stop the clock, take the hooks away, close the file and write run.json beside it."""
+        if self._ended:
+            return
         self._ended = time.perf_counter()
         for hook in self._hooks:
             hook.remove()
@@ -115,28 +149,42 @@ class Monitor:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self.folder is not None:
+            write_facts(self.folder, self.facts() | {"findings": [f.to_dict() for f in self.findings]})
 
-    def _params(self) -> list[tuple[str, torch.Tensor]]:
-        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        return [(self.names.get(id(p), str(i)), p) for i, p in enumerate(held)]
+    def before(self) -> None:
+        """To be called before a step of the optimiser."""
+        if self.wants == "step":
+            began = time.perf_counter()
+            self._before = [p.detach().clone() for _, p in self.probes.params()]
+            self._spend("step", began)
 
-    def _pre(self, *_: Any) -> None:
-        began = time.perf_counter()
-        if self._due() == "step":
-            self._before = [p.detach().clone() for _, p in self._params()]
-        self._spend("step", began)
+    def after(
+        self, closure: Callable[[], torch.Tensor] | None = None, data: str | None = None, loss: Any = None
+    ) -> None:
+        """To be called after a step: with the closure and the data of this step, where they are others each time.
 
-    def _post(self, *_: Any) -> None:
-        began = time.perf_counter()
+        loss: what the script called backward on, for the trace.
+        """
         self.t += 1
-        kind = "step" if self._before is not None else self._due()
-        if kind == "step" and self._before is None:
-            return  # its turn came while the step was taken
-        if kind is not None:
+        if closure is not None:
+            self.closure = closure
+        if data is not None:
+            self.data = data
+        self._trace(loss)
+        self._follow()
+        kind = self.wants
+        if kind is not None and (kind != "step" or self._before is not None):
+            began = time.perf_counter()
             self._probe(kind)
             self._before = None
             self._spend(kind, began)
             self._cost[kind] = time.perf_counter() - began
+        self.wants = self._due()
+
+    def spend(self, kind: str, began: float) -> None:
+        """Count the time since `began` as spent on observing."""
+        self._spend(kind, began)
 
     def _spend(self, kind: str, began: float) -> None:
         spent = time.perf_counter() - began
@@ -145,79 +193,103 @@ class Monitor:
 
     def _due(self) -> str | None:
         """The kind of probe that has had less of the budget, where there is room for it now."""
-        kinds = [kind for kind in self._used if self._failed[kind] < PATIENCE]
+        kinds = [kind for kind in KINDS if self._failed[kind] < PATIENCE]
         if not kinds:
             return None
         kind = min(kinds, key=lambda k: (bool(self._made[k]), self._used[k]))
         cost, elapsed = self._cost[kind], time.perf_counter() - self._began
         affordable = self.spent + cost <= self.budget * (elapsed + cost)
-        return kind if affordable or not self._made[kind] else None
+        if affordable or not self._made[kind]:
+            return kind
+        if self._granted + cost > self.allowance or self.t + 1 < self._free:
+            return None
+        self._granted += cost
+        self._free = max(self.t + 2, math.ceil((self.t + 1) * APART))
+        return kind
+
+    def _has_room(self, kind: str) -> bool:
+        return self._used[kind] <= SIDE * self.budget * (time.perf_counter() - self._began)
 
     # --- what it measures --------------------------------------------------------------------------------------------
 
     def _probe(self, kind: str) -> None:
         self._made[kind] += 1
-        row: dict[str, Any] = {"step": self.t, "kind": kind, "data": self.data, "penalty": self.penalty}
+        row: dict[str, Any] = {}
         try:
-            with torch.enable_grad():
-                row |= self._step() if kind == "step" else self._stability()
+            with torch.enable_grad(), quietly():
+                row = (
+                    self.probes.step(self.closure, self._before)
+                    if kind == "step"
+                    else self.probes.curvature(self.closure)
+                )
             self._failed[kind] = 0
         except Exception as error:  # the run goes on, whatever a probe meets
-            row["error"] = f"{type(error).__name__}: {error}".partition("\n")[0]
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            row["error"] = said.partition("\n")[0]
             self._failed[kind] += 1
-            if self._failed[kind] == PATIENCE:
+            if self._failed[kind] == PATIENCE and self._hooks:
                 warnings.warn(f"Monitor: no more probes of kind {kind!r}: {row['error']}", stacklevel=4)
-        row["at"] = round(time.perf_counter() - self._began, 6)
+        self.add(kind, row)
+
+    def _trace(self, loss: Any) -> None:
+        """A row of the weights' checksums and of the loss, at steps whose distance is a power of two."""
+        if self.t % self._stride:
+            return
+        began = time.perf_counter()
+        value = float(loss) if loss is not None else None
+        lr = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+        self.add("trace", {"loss": value, "lr": lr, "weights": checksums(self.probes.params())})
+        self._spend("trace", began)
+        while self.t >= DENSE * self._stride:
+            self._stride *= 2
+        if not self._has_room("trace") and self.t > 8:
+            self._stride *= 2
+
+    def _follow(self) -> None:
+        """One more step of a window of the weights' signs, or the first of the next where there is room."""
+        began = time.perf_counter()
+        if self.chatter is None or not self.chatter_open:
+            if self.t < 2 or (self._windows and not self._has_room("chatter")):
+                return
+            self.chatter = Chatter(self._weights(), reach=reach_of(self.optimizer))
+            self.chatter_open = True
+        else:
+            self.chatter.update()
+            if self.chatter.steps == WINDOW:
+                self.add("chatter", self.chatter.row())
+                self.chatter_open = False
+                self._windows += 1
+        self._spend("chatter", began)
+
+    chatter_open = False
+
+    def _weights(self) -> list[torch.Tensor]:
+        held = [p for _, p in self.probes.params()]
+        if isinstance(self.model, torch.nn.Module):
+            own = {id(p) for p in weights(self.model)}
+            held = [p for p in held if id(p) in own] or held
+        return [p for p in held if p.is_floating_point()]
+
+    def add(self, kind: str, row: dict[str, Any]) -> None:
+        """Append a row: to `rows`, to the file at once, and to the loggers."""
+        head = {"step": self.t, "kind": kind, "data": self.data, "penalty": self.penalty}
+        row = head | row | {"at": round(time.perf_counter() - self._began, 6)}
         self.rows.append(row)
         if self._file is not None:
-            self._file.write(json.dumps({k: _plain(v) for k, v in row.items()}) + "\n")
-            self._file.flush()
-
-    def _step(self) -> dict[str, Any]:
-        params, x = self._params(), self._before
-        assert x is not None
-        after = [p.detach().clone() for _, p in params]
-        try:
-            with torch.no_grad():
-                for (_, p), old in zip(params, x, strict=True):
-                    p.copy_(old)
-            step = measure_step(self.closure, params, after)
-        finally:
-            with torch.no_grad():
-                for (_, p), new in zip(params, after, strict=True):
-                    p.copy_(new)
-        self.orbit.update(step)
-        split = step.frozen
-        return {
-            "loss": step.loss_before,
-            "loss_after": step.loss_after,
-            "predicted": step.predicted,
-            "curvature": step.curvature,
-            "smooth": split.smooth,
-            "kink": split.kink,
-            "kink_share": split.share,
-            "kink_share_by_layer": dict(split.by_layer),
-            "orbit_curvature": self.orbit.value,
-            "lipschitz": step.lipschitz,
-            "length": step.length,
-            "flipped": step.flipped,
-            "flips_by_layer": step.flips_by_layer,
-            "ties": step.ties,
-            "undefined": list(step.undefined),
-            "unseen": list(step.unseen),
-        }
-
-    def _stability(self) -> dict[str, Any]:
-        if self._bare is None:
             try:
-                found = self._start = stability(self.optimizer, self.closure, start=self._start, tol=0.02)
-            except TypeError:
-                pass  # an optimiser without a threshold
-            else:
-                more = {"threshold": found.threshold, "ratio": found.ratio}
-                return {"sharpness": found.sharpness, "residual": found.residual} | more | _cost_of(found.estimate)
-        bare = self._bare = sharpness(self.closure, [p for _, p in self._params()], start=self._bare, tol=0.02)
-        return {"sharpness": float(bare.value[0]), "residual": float(bare.residual[0])} | _cost_of(bare)
+                self._file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+                self._file.flush()
+            except OSError as error:
+                self._file = None
+                warnings.warn(
+                    f"Monitor: rows are no longer written: {error.strerror}; they go on in `rows`.", stacklevel=4
+                )
+        for to in tuple(self._sinks):
+            try:
+                to(row)
+            except Exception as error:
+                self._sinks.remove(to)
+                warnings.warn(f"Monitor: {to} is no longer written to: {type(error).__name__}: {error}", stacklevel=4)
 
     # --- what it tells -----------------------------------------------------------------------------------------------
 
@@ -228,9 +300,51 @@ class Monitor:
         return self.spent / max(now - self._began, 1e-9) if self._began else 0.0
 
     @property
+    def made(self) -> dict[str, int]:
+        """The probes that were made, by kind."""
+        return dict(self._made)
+
+    @property
     def skipped(self) -> dict[str, int]:
         """The steps without a probe, by kind."""
         return {kind: self.t - made for kind, made in self._made.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of the run beside its rows, as plain data."""
+        now = self._ended or time.perf_counter()
+        module = self.model if isinstance(self.model, torch.nn.Module) else None
+        return versions() | {
+            "began": _iso(self._clock),
+            "ended": _iso(self._clock + now - self._began),
+            "seconds": now - self._began,
+            "budget": self.budget,
+            "spent": self.spent,
+            "share": self.share,
+            "steps": self.t,
+            "made": self.made,
+            "skipped": self.skipped,
+            "optimizer": optimizer_facts(self.optimizer),
+            "model": None
+            if module is None
+            else {
+                "name": type(getattr(module, "_orig_mod", module)).__name__,
+                "parameters": sum(p.numel() for p in module.parameters()),
+                "training": module.training,
+            },
+            "device": str(next((p.device for _, p in self.probes.params()), "cpu")),
+        }
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found, in words: problems first."""
+        return findings(self.facts(), [plain(row) for row in self.rows])
+
+    def report(self, path: str | Path) -> Path:
+        """Write the page of this run. Raises ValueError, in one sentence, where it cannot be written."""
+        from nonsmooth.torch.run_report import write_page
+
+        found = self.facts() | {"findings": [f.to_dict() for f in self.findings]}
+        return write_page(found, [plain(row) for row in self.rows], Path(path))
 
     def __str__(self) -> str:
         made = ", ".join(f"{n} of kind {kind}" for kind, n in self._made.items())
@@ -240,14 +354,5 @@ class Monitor:
         )
 
 
-def _cost_of(found: Sharpness) -> dict[str, Any]:
-    return {"products": found.products, "converged": found.converged}
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: no nan, no infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(seconds))

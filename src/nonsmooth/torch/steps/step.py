@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointError
 
-from nonsmooth.torch.selection import Flip, flips, record, replay
+from nonsmooth.torch.selection import Flip, Selection, flips, record, replay
 from nonsmooth.torch.selection.runs import CHECKPOINTED
 from nonsmooth.torch.steps.evaluation import (
     Closure,
@@ -167,6 +168,48 @@ def measure_step(
     >>> w.tolist()
     [1.0, 2.0]
     """
+    return measured(closure, params, step, path, tol, max_nodes)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """What a step was measured from: D, g and g⁺ as flat float64 vectors, and the selection before it.
+
+    >>> w = torch.tensor([1.0], requires_grad=True)
+    >>> measured(lambda: w.square().sum(), [w], [torch.tensor([0.5])])[1].g_next.tolist()
+    [1.0]
+    """
+
+    D: Vector
+    g: Vector
+    g_next: Vector
+    before: Selection
+
+    @property
+    def digests(self) -> tuple[tuple[str, str, int], ...]:
+        """The layer and name of each operation with kinks, in the order of the run, and a CRC of its pieces."""
+        return tuple(
+            (c.layer, c.operation, zlib.crc32(c.piece.detach().contiguous().view(-1).cpu().numpy().data))
+            for c in self.before.choices
+            if not c.whole and isinstance(c.piece, torch.Tensor)
+        )
+
+
+def measured(
+    closure: Closure,
+    params: Any,
+    step: Callable[[], Any] | Sequence[torch.Tensor],
+    path: bool = False,
+    tol: float = 1e-2,
+    max_nodes: int = 129,
+) -> tuple[Step, Vectors]:
+    """`measure_step`, and the vectors that it was computed from.
+
+    >>> w = torch.tensor([1.0], requires_grad=True)
+    >>> step, vectors = measured(lambda: w.square().sum(), [w], [torch.tensor([0.5])])
+    >>> step.curvature, vectors.D.tolist()
+    (2.0, [-0.5])
+    """
     if not (tol > 0 and max_nodes >= 5):
         raise ValueError(f"measure_step: tol must be above 0 and max_nodes at least 5, not {tol} and {max_nodes}.")
     names, ps = named("measure_step", params)
@@ -213,7 +256,8 @@ def measure_step(
     change = g_after - g
     secant = dot(change, D)
     sizes_of = ratio(secant, dot(D, D)), norm(D), norm(change), secant
-    return Step(f, f_after, dot(g, D), *sizes_of, split, other, flipped, tuple(undefined), before.unseen)
+    found = Step(f, f_after, dot(g, D), *sizes_of, split, other, flipped, tuple(undefined), before.unseen)
+    return found, Vectors(D, g, g_after, before)
 
 
 @dataclass

@@ -4,7 +4,7 @@
 function tableOf(plot) {
   if (plot.heat) {
     const { heat } = plot;
-    return { head: [`${plot.y.title} ↓ · ${plot.x.title} →`, ...heat.x], rows: heat.y.map((v, j) => [v, ...heat.z[j]]), note: heat.title };
+    return { head: [`${plot.y.title} ↓ · ${plot.x.title} →`, ...heat.x], rows: heat.y.map((v, j) => [plot.y.names?.[j] ?? v, ...heat.z[j]]), note: heat.title };
   }
   const xs = [...new Set(plot.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const longest = Math.max(0, ...plot.lines.map((line) => line.x.length));
@@ -111,52 +111,6 @@ toggle.addEventListener("click", () => {
 system.addEventListener("change", themed);
 themed();
 
-/* --- the filter --- */
-
-const filter = document.getElementById("filter");
-const articles = [...document.querySelectorAll("article.claim")];
-const words = articles.map((article) => article.textContent.toLowerCase());
-let wanted = "";
-
-function sift() {
-  const asked = document.getElementById("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  let count = 0;
-  articles.forEach((article, k) => {
-    const fits = (!wanted || article.dataset.verdict === wanted) && asked.every((word) => words[k].includes(word));
-    article.hidden = !fits;
-    count += fits;
-    document.querySelector(`[data-claim="${CSS.escape(article.id)}"]`).hidden = !fits;
-  });
-  for (const theme of document.querySelectorAll(".contents > ol > li:has([data-claim])")) theme.hidden = !theme.querySelector("[data-claim]:not([hidden])");
-  for (const section of document.querySelectorAll(".theme-section")) section.hidden = !section.querySelector("article:not([hidden])");
-  document.getElementById("found").textContent = count === articles.length ? "" : `${count} of ${articles.length} claims`;
-}
-
-function choose(verdict) {
-  wanted = verdict;
-  for (const button of filter.querySelectorAll("[data-verdict]")) button.ariaPressed = String(button.dataset.verdict === verdict);
-  sift();
-}
-
-if (filter) {
-  filter.hidden = false;
-  filter.querySelectorAll("[data-verdict]").forEach((button) => button.addEventListener("click", () => choose(button.dataset.verdict)));
-  document.getElementById("search").addEventListener("input", sift);
-  document.getElementById("search").addEventListener("keydown", (event) => {
-    if (event.key === "Escape") event.target.value = "", sift();
-  });
-}
-
-/** A link to a claim that is filtered out brings it back. */
-function uncover() {
-  const article = articles.find((a) => a.id === decodeURIComponent(location.hash.slice(1)));
-  if (!article?.hidden) return;
-  document.getElementById("search").value = "";
-  choose("");
-  article.scrollIntoView();
-}
-addEventListener("hashchange", uncover);
-
 /* --- commands to copy --- */
 
 const told = document.getElementById("told");
@@ -178,7 +132,7 @@ for (const button of document.querySelectorAll(".copy")) {
 /* --- where the reader is --- */
 
 const marks = new Map([...document.querySelectorAll(".contents a")].map((a) => [a.hash.slice(1), a]));
-const places = [...document.querySelectorAll("#abstract, article.claim, #texts")];
+const places = [...document.querySelectorAll(".place")];
 const inView = new Set();
 const watch = new IntersectionObserver((entries) => {
   for (const entry of entries) entry.isIntersecting ? inView.add(entry.target) : inView.delete(entry.target);

@@ -104,8 +104,8 @@ for (const mine of claims.values()) {
     plot.symbols = plot.lines.map((line) => SYMBOLS[Math.max(ranks.indexOf(line.name), 0) % SYMBOLS.length]);
     if (plot.heat) { // one colour scale for heat maps of one quantity
       const z = mine.filter((p) => p.heat && p.heat.title === plot.heat.title).flatMap((p) => p.heat.z.flat()).filter((v) => v !== null);
-      plot.zmin = z.reduce((a, b) => Math.min(a, b), Infinity);
-      plot.zmax = z.reduce((a, b) => Math.max(a, b), -Infinity);
+      plot.zmin = plot.range?.[0] ?? z.reduce((a, b) => Math.min(a, b), Infinity);
+      plot.zmax = plot.range?.[1] ?? z.reduce((a, b) => Math.max(a, b), -Infinity);
     }
   }
 }
@@ -159,6 +159,14 @@ function logTicks([low, high], room) {
   return { tickmode: "array", tickvals: vals, ticktext: vals.map((v) => show(v, 2)), minor: { tickmode: "array", tickvals: within([1, 2, 3, 4, 5, 6, 7, 8, 9]) } };
 }
 
+/** Names in place of the numbers of a heat map, as many as there is room for; of a long one the end, which tells more. */
+function nameTicks(plot, axis, element) {
+  const { names } = plot[axis], stride = Math.ceil(names.length / Math.max(1, Math.floor(element.clientHeight / 17)));
+  const most = element.clientWidth < 500 ? 14 : 28, kept = plot.heat[axis].map((_, i) => i).filter((i) => i % stride === 0);
+  const brief = (name) => ([...name].length > most ? `…${[...name].slice(1 - most).join("")}` : name);
+  return { tickmode: "array", tickvals: kept.map((i) => plot.heat[axis][i]), ticktext: kept.map((i) => literal(brief(names[i]))) };
+}
+
 function axisOf(plot, axis, element, range) {
   const largest = plot.lines.flatMap((line) => line[axis]).reduce((a, b) => Math.max(a, Math.abs(b)), 0);
   const base = {
@@ -166,6 +174,7 @@ function axisOf(plot, axis, element, range) {
     gridcolor: colour("grid"), showgrid: !plot.heat, ticks: "outside", ticklen: 5, tickcolor: colour("muted"),
     tickfont: { color: colour("muted"), size: 12 }, exponentformat: largest < 1e-2 || largest >= 1e6 ? "power" : "none", separatethousands: true, layer: "above traces",
   };
+  if (plot[axis].names) return { ...base, type: "linear", range: range ?? [0.5, plot[axis].names.length + 0.5], ...nameTicks(plot, axis, element) };
   if (!plot[axis].log) {
     if (plot.heat) { const e = edges(plot.heat[axis], false); range ??= [Math.min(...e), Math.max(...e)]; }
     return { ...base, type: "linear", nticks: axis === "x" ? 7 : 6, ...(range ? { range } : {}) };
@@ -199,7 +208,7 @@ function traceOf(plot, k) {
     const spread = line.error ? { error_y: { type: "data", array: line.error, arrayminus: line.error.map((e, i) => plot.y.log && line.y[i] - e <= 0 ? line.y[i] * 0.99 : e), color: tint, thickness: 1.4, width: 3 } } : {};
     return [{ ...base, ...spread, mode: "markers", marker: { size: many ? 4.5 : plot.sizes[k], opacity: 1, color: tint, symbol: plot.symbols[k], line: { color: colour("paper"), width: many ? 0 : 1 } } }];
   }
-  const drawn = { ...base, mode: "lines", line: { color: tint, width: line.x.length > 150 ? 1.2 : 2, dash: line.style === "dash" ? "7px,5px" : "solid" } };
+  const drawn = { ...base, mode: "lines", line: { color: tint, width: line.width ?? (line.x.length > 150 ? 1.2 : 2), dash: line.style === "dash" ? "7px,5px" : "solid" } };
   if (!line.error) return [drawn];
   const floor = (v, y) => (plot.y.log && v <= 0 ? y * 0.01 : v);
   const keep = line.y.map((y, i) => (y !== null && line.error[i] !== null ? i : -1)).filter((i) => i >= 0);
@@ -235,7 +244,7 @@ function heatOf(plot) {
     type: "heatmap", x: edges(heat.x, plot.x.log), y: edges(heat.y, plot.y.log), z: heat.z, zmin: low, zmax: high,
     colorscale: VIRIDIS.map((c, i) => [i / (VIRIDIS.length - 1), c]), showscale: false,
     hoverinfo: "text", showlegend: false, name: literal(name),
-    hovertext: heat.z.map((row, j) => row.map((v, i) => `<b>${literal(name)}: ${value(v)}</b><br>${literal(plot.y.title)}: ${show(heat.y[j])}<br>${literal(plot.x.title)}: ${show(heat.x[i])}`)),
+    hovertext: heat.z.map((row, j) => row.map((v, i) => `<b>${literal(name)}: ${value(v)}</b><br>${literal(plot.y.title)}: ${plot.y.names ? literal(plot.y.names[j]) : show(heat.y[j])}<br>${literal(plot.x.title)}: ${show(heat.x[i])}`)),
     colorbar: { title: { text: literal(name), side: "right" }, thickness: 12, outlinewidth: 0, tickmode: "array", tickvals: ticks, ticktext: text },
   };
 }
@@ -395,6 +404,6 @@ function notesOf(plot) {
   const notes = [];
   const lost = plot.lines.reduce((sum, line) => sum + line.x.filter((x, i) => (plot.x.log && x !== null && x <= 0) || (plot.y.log && line.y[i] !== null && line.y[i] <= 0)).length, 0);
   if (lost) notes.push(`${lost} ${lost === 1 ? "value" : "values"} at or below 0 ${lost === 1 ? "has" : "have"} no place on a log axis.`);
-  if (plot.heat?.z.some((row) => row.includes(null))) notes.push("Blank cells: the run did not stay finite.");
+  if (plot.heat?.z.some((row) => row.includes(null))) notes.push(plot.blank ?? "Blank cells: the run did not stay finite.");
   return notes;
 }

@@ -1,0 +1,362 @@
+"""Audit: watches a training loop that knows nothing of it, and says in words what non-differentiability does to it.
+
+It finds the optimiser, the model and the loss by listening (`capture`), runs a `Monitor` on the loop's own batches, and
+at the end tries its advice from where the run stands. The loop is left as it is, bit by bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from nonsmooth.torch.batches import CLOSE, Agreement, Batch, agreement
+from nonsmooth.torch.capture import Capture, Heard
+from nonsmooth.torch.census import record as census_of
+from nonsmooth.torch.facts import plain, write_facts
+from nonsmooth.torch.findings import Finding, findings
+from nonsmooth.torch.interception import Interception
+from nonsmooth.torch.l1_audit import PenaltyTerm
+from nonsmooth.torch.monitor import Monitor
+from nonsmooth.torch.penalty_terms import detached_terms, penalty_terms, proximal_terms
+from nonsmooth.torch.probes import quietly
+from nonsmooth.torch.selection import eagerly
+from nonsmooth.torch.tape import Program
+from nonsmooth.torch.trials import Trials
+from nonsmooth.torch.undisturbed import undisturbed
+
+__all__ = ["Audit"]
+
+KEPT = 4
+"""The batches that what-ifs at the end take in turn."""
+ALLOWANCE = 3.0
+"""The seconds of probes that a short run may take beside its budget."""
+NEXT = 1.15
+"""How far apart, by this factor, the steps are whose batches are kept, if no probe asks for more."""
+WAYS = {
+    "autograd": "in the loss",
+    "grad": "not in the loss: its sign is added to .grad",
+    "proximal": "not in the loss: taken by Proximal",
+    "detached": "in the loss, with no gradient",
+}
+"""Where a penalty is, by the way it acts."""
+
+
+class Audit:
+    """Watches the training that goes on within it; afterwards `findings` say what it met, and `report` writes a page.
+
+    Nothing has to be named: the optimiser is the first that steps (`which`: the number of another), the model the
+    module that is called from outside of all others, the loss what `backward` is called on. What could not be found is
+    in `missing`, with the line to add. budget: the share of wall clock that probes may take meanwhile. folder: for
+    rows.jsonl, run.json and report.html. trials: the steps of each what-if that is tried at the end on the last
+    batches, from a copy of the run as it stands then; 0 for none.
+
+    Raises ValueError, in one sentence, for a budget, a number of an optimiser or a folder that cannot be.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with Audit(budget=1.0, trials=0) as audit:
+    ...     for _ in range(3):
+    ...         optimizer.zero_grad()
+    ...         model(torch.ones(8, 2)).square().mean().backward()
+    ...         optimizer.step()
+    >>> audit.facts["steps"], audit.facts["model"]["name"], audit.missing
+    (3, 'Sequential', [])
+    """
+
+    def __init__(
+        self,
+        *,
+        budget: float = 0.05,
+        folder: str | Path | None = None,
+        which: int = 1,
+        trials: int = 50,
+        loggers: Sequence[Any] | None = None,
+        command: Sequence[str] = (),
+    ) -> None:
+        if not (isinstance(budget, (int, float)) and not isinstance(budget, bool) and 0 < budget <= 1):
+            raise ValueError(f"audit: budget is a share of the wall clock, above 0 and up to 1, not {budget!r}.")
+        if isinstance(which, bool) or not (isinstance(which, int) and which >= 1):
+            raise ValueError(f"audit: which is the number of an optimiser, from 1, not {which!r}.")
+        if isinstance(trials, bool) or not (isinstance(trials, int) and (trials == 0 or trials >= 16)):
+            raise ValueError(f"audit: trials is the number of steps of a what-if, 16 or more, or 0, not {trials!r}.")
+        self.budget, self.which, self.trials, self.loggers = float(budget), which, trials, loggers
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"audit: the folder {folder} cannot be written ({error.strerror}).") from None
+        self.command = list(command)
+        self.monitor: Monitor | None = None
+        self.missing: list[dict[str, str]] = []
+        self.facts: dict[str, Any] = {}
+        self.kept: deque[Batch] = deque(maxlen=KEPT)
+        self.capture = Capture(self._before, self._after)
+        self._optimizers: list[weakref.ref[Optimizer]] = []
+        self._steps: dict[int, int] = {}
+        self._why = ""
+        self.agreement: Agreement | None = None
+        self._x: list[torch.Tensor] | None = None
+        self._counts = False
+        self._scaled = False
+        self._terms: dict[tuple[str, str], PenaltyTerm] = {}
+        self._census: Any = None
+        self._checks = 0
+        self._began = 0.0
+        self._next = 8
+        self._rows: list[dict[str, Any]] = []
+
+    # --- while it goes on -------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Audit:
+        self._began = time.time()
+        self.capture.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
+        self.capture.__exit__()
+        crashed = error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt))
+        self.finish(f"{type(error).__name__}: {error}".partition("\n")[0] if crashed else None)
+
+    def _number(self, optimizer: Optimizer) -> int:
+        for i, ref in enumerate(self._optimizers):
+            if ref() is optimizer:
+                return i + 1
+        self._optimizers.append(weakref.ref(optimizer))
+        return len(self._optimizers)
+
+    def _before(self, optimizer: Optimizer) -> None:
+        if self._number(optimizer) != self.which:
+            return
+        if self.monitor is None:
+            self.monitor = Monitor(
+                torch.zeros(0),
+                optimizer,
+                _unheard(""),
+                budget=self.budget,
+                folder=self.folder,
+                data="the script's own batch",
+                loggers=self.loggers,
+                allowance=ALLOWANCE,
+            )
+            self.monitor.begin()
+        self.monitor.before()
+        held = [p for _, p in self.monitor.probes.params()]
+        self._x = [p.detach().clone() for p in held] if self._checks < 2 or self.agreement is None else None
+
+    def _after(self, optimizer: Optimizer, heard: Heard) -> None:
+        number = self._number(optimizer)
+        self._steps[number] = self._steps.get(number, 0) + 1
+        monitor = self.monitor
+        if monitor is None:
+            if not self._optimizers or len(self._optimizers) < self.which:
+                self.capture.listen()
+            return
+        if number != self.which:
+            if monitor.wants is not None:
+                self.capture.listen()
+            return
+        self._scaled |= heard.scaled
+        if heard.programs or heard.why or heard.tape is not None:
+            self._heard(optimizer, heard)
+        closure = self.kept[-1] if self.kept and self.kept[-1].step == monitor.t + 1 else None
+        wanted = monitor.wants
+        if wanted is not None and closure is None:
+            why = heard.why or self._why or "no backward was heard before the step"
+            monitor.closure = _unheard(f"the loss could not be followed: {why}")
+        count = self.agreement.count if self.agreement is not None else 1
+        words = "" if count == 1 else f", {count} backward calls"
+        monitor.after(
+            closure,
+            f"the script's own batch at step {monitor.t + 1}{words}",
+            sum(float(loss.sum()) for loss in heard.losses[-count:]) if heard.losses else None,
+        )
+        if monitor.wants is not None or monitor.t >= self._next:
+            self._next = max(monitor.t + 1, int(NEXT * monitor.t))
+            self.capture.listen()
+
+    def _heard(self, optimizer: Optimizer, heard: Heard) -> None:
+        """Take the batch of this step, after a look at whether it is what the optimiser saw."""
+        monitor = self.monitor
+        assert monitor is not None
+        began = time.perf_counter()
+        if not monitor.probes.names:
+            self._name(monitor)
+        named = dict(monitor.probes.params())
+        if heard.tape is not None and heard.tape.detached:
+            for term in detached_terms(heard.tape.detached, named):
+                self._terms.setdefault((term.name, term.through), term)
+        if not heard.programs or heard.why:
+            self._why = heard.why or self._why
+            return
+        count = self.agreement.count if self.agreement is not None else len(heard.programs)
+        batch = Batch(heard.programs[-count:], monitor.t + 1)
+        if self._x is not None and (self._checks < 2 or self.agreement is None):
+            self._checks += 1
+            with quietly(), torch.enable_grad():
+                try:
+                    batch = self._checked(optimizer, heard, named, batch.step)
+                except Exception as error:
+                    self._why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                    return
+        if not self._counts:
+            self._counts = True
+            with quietly():
+                self._census = self._counted(batch)
+        self.kept.append(batch)
+        monitor.spend("step", began)
+
+    def _name(self, monitor: Monitor) -> None:
+        """The model: of the modules called from outside, the one that holds most of the optimiser's parameters."""
+        held = {id(p) for _, p in monitor.probes.params()}
+        models = [m for ref in self.capture.models.values() if (m := ref()) is not None]
+        share = lambda m: sum(p.numel() for p in m.parameters() if id(p) in held)  # noqa: E731
+        models.sort(key=share, reverse=True)
+        if models and share(models[0]):
+            monitor.model = models[0]
+            for m in reversed(models):
+                monitor.probes.names |= {id(p): n.replace("_orig_mod.", "") for n, p in m.named_parameters()}
+
+    def _checked(self, optimizer: Optimizer, heard: Heard, named: dict[str, torch.Tensor], step: int) -> Batch:
+        """The batch that the optimiser saw, and what else is in its gradient; raises as `agreement` does."""
+        monitor, before = self.monitor, self._x
+        assert monitor is not None and before is not None
+        seen = [None if p.grad is None else p.grad.detach().clone() for p in named.values()]
+        met = self.agreement = agreement(heard.programs, named, before, seen, masks=not self.capture.compiled)
+        batch = Batch(heard.programs[-met.count :], step)
+        with eagerly():
+            for term in (*met.terms, *penalty_terms(batch, named), *proximal_terms(optimizer, named)):
+                self._terms[(term.name, term.through)] = term
+        ways = {term.through for term in self._terms.values()}
+        monitor.penalty = next((words for way, words in WAYS.items() if way in ways), "none was found")
+        return batch
+
+    def _counted(self, batch: Batch) -> Any:
+        assert self.monitor is not None
+        watch = Interception()
+        watch.boundary = Program.__call__.__code__
+        model = self.monitor.model
+        try:
+            if isinstance(model, torch.nn.Module):
+                watch.began(model)
+            with undisturbed(), torch.enable_grad(), eagerly(), watch:
+                out = batch()
+            watch.ended(out)
+            return census_of(watch)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            self._lacks("the census", why, "nonsmooth census train.py")
+            self._census = None
+            return None
+
+    # --- at the end -------------------------------------------------------------------------------------------------
+
+    def finish(self, crashed: str | None = None, exit_code: int | None = None) -> None:
+        """Try the advice, and write what was found: called when the audit is left."""
+        monitor = self.monitor
+        if monitor is not None:
+            monitor.end()
+        self._tell_missing()
+        facts: dict[str, Any] = {} if monitor is None else monitor.facts()
+        facts |= {
+            "command": self.command or None,
+            "crashed": crashed,
+            "exit_code": exit_code,
+            "missing": self.missing,
+            "loss": self._words(),
+            "accumulation": self.agreement.count if self.agreement is not None else None,
+            "scaled": self._scaled,
+            "clipped": self.agreement.clipped if self.agreement is not None else None,
+            "compiled": self.capture.compiled,
+        }
+        if self._census is not None:
+            facts["census"] = dataclasses.asdict(self._census)
+        if monitor is not None and self.kept:
+            with quietly():
+                self._try(monitor, facts)
+        self.facts = plain(facts)
+        self._rows = [] if monitor is None else [plain(row) for row in monitor.rows]
+        self.facts["findings"] = [f.to_dict() for f in self.findings]
+        if self.folder is not None:
+            write_facts(self.folder, self.facts)
+            self.report(self.folder / "report.html")
+
+    def _try(self, monitor: Monitor, facts: dict[str, Any]) -> None:
+        own = max(1e-9, facts["seconds"] - facts["spent"])
+        trials = Trials(
+            monitor.optimizer,
+            dict(monitor.probes.params()),
+            list(self.kept),
+            self.trials,
+            own / max(1, monitor.t),
+            facts["seconds"],
+            monitor.model if isinstance(monitor.model, torch.nn.Module) else None,
+            monitor.chatter,
+        )
+        terms = list(self._terms.values())
+        facts["l1"] = trials.penalty(terms)
+        facts["what_if"] = trials.changes(terms)
+        self.missing += trials.lacking
+
+    def _words(self) -> str | None:
+        if not self.kept or self.agreement is None:
+            return None
+        gap, clip, unknown = self.agreement.gap, self.agreement.clip, self.agreement.unknown
+        again = "computed again to the bit" if gap == 0 else f"computed again to {gap:.0e} of itself"
+        if gap > CLOSE:
+            again += " (run eagerly, the compiled model draws other random masks)"
+        also = f"; .grad is {clip:.3g} times its gradient" if clip is not None and abs(clip - 1) > CLOSE else ""
+        if unknown:
+            also += f"; what else is in .grad of {', '.join(unknown[:3])} was not recognised"
+        return f"what backward was called on, {again}{also}"
+
+    def _tell_missing(self) -> None:
+        monitor = self.monitor
+        line = "with nonsmooth.torch.Monitor(model, optimizer, closure=lambda: loss_fn(model(x), y)): train()"
+        if monitor is None:
+            seen = len(self._optimizers)
+            why = "no torch optimiser made a step" if not seen else f"only {seen} made a step"
+            self._lacks("the optimiser", why, "optimizer.step()")
+            return
+        if not self.kept:
+            self._lacks("the loss", self._why or "no backward was heard", line)
+        if not isinstance(monitor.model, torch.nn.Module):
+            why = "no module whose parameters the optimiser holds was called; layers have numbers for names"
+            self._lacks("the model", why, line)
+        others = [i + 1 for i in range(len(self._optimizers)) if i + 1 != self.which]
+        if others:
+            why = f"one is watched at a time, and this was number {self.which} of {len(self._optimizers)}"
+            self._lacks(
+                f"{len(others)} more optimiser{'s' if len(others) > 1 else ''}",
+                why,
+                f"nonsmooth audit --optimizer {others[0]} train.py",
+            )
+
+    def _lacks(self, what: str, why: str, line: str) -> None:
+        self.missing.append({"what": what, "why": why, "line": line})
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found, in words: problems first."""
+        return findings(self.facts, self._rows)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the page. Raises ValueError, in one sentence, where it cannot be written."""
+        from nonsmooth.torch.run_report import write_page
+
+        return write_page(self.facts, self._rows, Path(path))
+
+
+def _unheard(why: str) -> Callable[[], torch.Tensor]:
+    def closure() -> torch.Tensor:
+        raise ValueError(why)
+
+    return closure

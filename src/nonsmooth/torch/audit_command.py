@@ -1,0 +1,105 @@
+"""`nonsmooth audit train.py`: a script as it is, watched; its output and its exit code are its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from nonsmooth.torch.audit import Audit
+from nonsmooth.torch.findings import text
+from nonsmooth.torch.script import run_script, script_of
+
+__all__ = ["audit_script", "free_folder"]
+
+
+def free_folder(name: str = "audit") -> Path:
+    """The first of name, name-2, name-3 … that is not there yet.
+
+    >>> free_folder("no-such-folder").name
+    'no-such-folder'
+    """
+    number, folder = 1, Path(name)
+    while folder.exists():
+        number += 1
+        folder = Path(f"{name}-{number}")
+    return folder
+
+
+def audit_script(
+    path: Path,
+    arguments: Sequence[str] = (),
+    folder: Path | None = None,
+    budget: float = 0.05,
+    which: int = 1,
+    trials: int = 50,
+    say: Callable[[str], None] | None = None,
+) -> int:
+    """Run the script as it stands under an `Audit`; the exit code is the script's, which is returned.
+
+    A traceback of the script's is printed as Python would. What was found is told by `say` (default: on stderr) when
+    the script has ended, and written to `folder` (default: audit, audit-2, …). Raises ValueError, in one sentence,
+    before anything runs, where there is no such script, or the folder holds a run already.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "train.py").write_text("import torch; print(torch.ones(1).item()); raise SystemExit(3)")
+    >>> audit_script(folder / "train.py", folder=folder / "out", say=lambda words: None)
+    1.0
+    3
+    """
+    script_of(path)
+    folder = free_folder() if folder is None else folder
+    if (folder / "rows.jsonl").exists():
+        raise ValueError(f"{folder}: holds a run already; name another folder with --out.")
+    audit = Audit(
+        budget=budget, folder=folder, which=which, trials=trials, command=["nonsmooth", "audit", str(path), *arguments]
+    )
+    code, crashed, hook = 0, None, sys.excepthook
+    audit.__enter__()
+    try:
+        run_script(path, arguments)
+    except SystemExit as left:
+        code = _exit_code(left)
+    except BaseException as error:
+        crashed = f"{type(error).__name__}: {error}".partition("\n")[0]
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+        _show(error, hook)
+    finally:
+        audit.capture.__exit__()
+    _flush()
+    if audit.kept and trials:
+        (say or _say)("audit: the script has ended; trying what it might do, on a copy of where it stands.")
+    try:
+        audit.finish(crashed, code)
+    except ValueError as error:
+        (say or _say)(f"audit: {error}")
+        return code
+    (say or _say)(f"\n{text(audit.findings)}\n\nOpen {folder / 'report.html'}")
+    return code
+
+
+def _exit_code(left: SystemExit) -> int:
+    if left.code is None or isinstance(left.code, int):
+        return left.code or 0
+    print(left.code, file=sys.stderr)
+    return 1
+
+
+def _show(error: BaseException, hook: object) -> None:
+    """As Python shows it, from the script's own frame on; by the script's own hook, if it has set one."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(str(Path(__file__).parent)):
+        trace = trace.tb_next
+    shown = error.with_traceback(trace)
+    (sys.__excepthook__ if sys.excepthook is hook else sys.excepthook)(type(shown), shown, trace)
+
+
+def _say(words: str) -> None:
+    print(words, file=sys.stderr)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()

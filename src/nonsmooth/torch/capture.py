@@ -1,0 +1,286 @@
+"""Listening to a training script that knows nothing of it: its optimiser, its modules' outermost calls, its loss.
+
+Optimisers are found by torch's global hooks on `step`; modules by `nn.Module.__call__`, which is replaced between the
+outermost calls and is torch's own again within them, so that what runs inside, compiled or not, runs as ever; the loss
+is what `backward` was called on. While it listens to a step, a `Tape` takes down what lies between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import Module
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._device import DeviceContext
+
+from nonsmooth.torch.steps.evaluation import SameRandomNumbers
+from nonsmooth.torch.tape import Program, Tape
+
+__all__ = ["Capture", "Heard"]
+
+
+@dataclass
+class Heard:
+    """What was heard of one optimiser step: a program for each `backward`, or why there is none, and the losses.
+
+    >>> Heard().programs
+    []
+    """
+
+    programs: list[Program] = field(default_factory=list)
+    why: str = ""
+    losses: list[torch.Tensor] = field(default_factory=list)
+    scaled: bool = False
+    calls: list[str] = field(default_factory=list)
+    tape: Tape | None = None
+
+
+class Capture:
+    """Calls `before(optimizer)` and `after(optimizer, heard)` around each outermost step of an optimiser.
+
+    `listen()` asks for a tape of the step that begins now; without it only losses are heard, and modules are called as
+    ever. The tape ends with the step. Nothing is listened to in other threads, nor within `before` and `after`.
+
+    >>> w, heard = torch.nn.Linear(1, 1), []
+    >>> optimizer = torch.optim.SGD(w.parameters(), lr=0.0)
+    >>> with Capture(lambda optimizer: None, lambda optimizer, step: heard.append(step)) as capture:
+    ...     w(torch.ones(1)).square().sum().backward()
+    ...     optimizer.step()
+    >>> bool(heard[0].programs[0]() == heard[0].losses[0])
+    True
+    """
+
+    def __init__(
+        self, before: Callable[[Optimizer], None], after: Callable[[Optimizer, Heard], None], listening: bool = True
+    ) -> None:
+        self.before, self.after = before, after
+        self.tape: Tape | None = None
+        self.models: dict[int, weakref.ref[Any]] = {}
+        self.compiled = False
+        self._heard = Heard()
+        self._wanted, self._thread = listening, 0
+        self._within = 0  # outermost steps of an optimiser, of which wrappers make several
+        self._unscaled: dict[int, tuple[Any, torch.Tensor]] = {}
+        self._stack: contextlib.ExitStack | None = None
+        self._call = Module.__call__
+
+    def __enter__(self) -> Capture:
+        self._thread = threading.get_ident()
+        self._call = Module.__call__
+        self._stack = contextlib.ExitStack()
+        for hook in (register_optimizer_step_pre_hook(self._pre), register_optimizer_step_post_hook(self._post)):
+            self._stack.callback(hook.remove)
+        self._replace(torch.autograd, "backward", self._backward)
+        self._replace(torch.amp.GradScaler, "scale", self._scale)
+        self._replace(torch, "compile", self._compile)
+        if self._wanted:
+            self._patch()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._rest()
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
+
+    def listen(self) -> None:
+        """Take a tape of the step that begins now."""
+        self._rest()
+        self._wanted = True
+        self._patch()
+        self._push(Tape())
+
+    # --- the tape on and off ----------------------------------------------------------------------------------------
+
+    def _push(self, tape: Tape) -> None:
+        """Put the tape below all modes of the script's own, so that each of these leaves as it came."""
+        self.tape = tape
+        over = []
+        while torch._C._len_torch_function_stack():
+            over.append(torch._C._pop_torch_function_stack())
+            if isinstance(over[-1], DeviceContext):  # which must be the lowest
+                torch._C._push_on_torch_function_stack(over.pop())
+                break
+        for mode in (tape, *reversed(over)):
+            torch._C._push_on_torch_function_stack(mode)
+
+    def _pull(self) -> Tape | None:
+        """Take the tape off the stack of modes, wherever it is on it."""
+        tape, self.tape = self.tape, None
+        if tape is None:
+            return None
+        over = []
+        while torch._C._len_torch_function_stack():
+            mode = torch._C._pop_torch_function_stack()
+            if mode is tape:
+                break
+            over.append(mode)
+        for mode in reversed(over):
+            torch._C._push_on_torch_function_stack(mode)
+        return tape
+
+    def _patch(self) -> None:
+        capture, own = self, self._call
+
+        @functools.wraps(own)
+        def call(module: Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != capture._thread or not capture._wanted:
+                return own(module, *args, **kwargs)
+            return capture._outermost(module, functools.partial(own, module), args, kwargs)
+
+        Module.__call__ = call  # type: ignore[method-assign]
+
+    def _rest(self) -> None:
+        """Stop listening: modules are called as ever."""
+        self._wanted = False
+        self._pull()
+        Module.__call__ = self._call  # type: ignore[method-assign]
+
+    def _outermost(self, who: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call from outside of all modules, with nothing of ours on within it."""
+        learns = torch.is_grad_enabled() and (not isinstance(who, Module) or _learns(who))
+        tape = self._pull() or (Tape() if learns else None)
+        wanted, self._wanted = self._wanted, False
+        Module.__call__ = self._call  # type: ignore[method-assign]
+        again = SameRandomNumbers() if tape is not None else None
+        try:
+            out = call(*args, **kwargs)
+        finally:
+            if self._stack is not None and wanted:
+                self._wanted = True
+                self._patch()
+                if tape is not None:
+                    self._push(tape)
+        if tape is not None and again is not None:
+            tape.resting = True
+            if isinstance(who, Module) and learns:
+                self.models[id(who)] = weakref.ref(who)
+            tape.called(who, args, kwargs, out, again)
+            tape.resting = False
+        return out
+
+    # --- what the script calls --------------------------------------------------------------------------------------
+
+    def _backward(
+        self, own: Callable[..., Any], tensors: Any, grad_tensors: Any = None, *args: Any, **more: Any
+    ) -> Any:
+        if threading.get_ident() != self._thread or self._stack is None:
+            return own(tensors, grad_tensors, *args, **more)
+        tape, wanted = self.tape, self._wanted
+        aside = tape is not None and tape.handling  # in `Tensor.backward` torch has set the mode aside itself
+        if not aside:
+            self._pull()
+        self._wanted = False
+        Module.__call__ = self._call  # type: ignore[method-assign]
+        try:
+            result = own(tensors, grad_tensors, *args, **more)
+        finally:
+            if wanted:
+                self._wanted = True
+                self._patch()
+        roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        weights = [grad_tensors] if isinstance(grad_tensors, torch.Tensor) else list(grad_tensors or ())
+        for i, root in enumerate(roots):
+            self._note(root, weights[i] if i < len(weights) else None, tape)
+        if tape is not None:
+            if self._within:  # a closure's: the step itself is not to be heard
+                tape.resting = True
+            if not aside:
+                self._push(tape)
+        return result
+
+    def _note(self, root: torch.Tensor, weight: torch.Tensor | None, tape: Tape | None) -> None:
+        known = self._unscaled.get(id(root))
+        scaled = known is not None and known[0]() is root
+        loss = known[1] if known is not None and scaled else root.detach()
+        self._heard.scaled |= scaled
+        self._heard.losses.append(loss.detach() if weight is None or scaled else (loss * weight).sum())
+        if tape is None:
+            return
+        try:
+            program = tape.program(root, None if scaled else weight)
+        except ValueError as error:
+            self._heard.why = self._heard.why or str(error)
+        else:
+            program.value = float(self._heard.losses[-1].sum())
+            self._heard.programs.append(program)
+
+    def _scale(self, own: Callable[..., Any], scaler: Any, outputs: Any) -> Any:
+        tape = self._pull() if threading.get_ident() == self._thread else None
+        try:
+            scaled = own(scaler, outputs)
+        finally:
+            if tape is not None:
+                self._push(tape)
+        if isinstance(outputs, torch.Tensor) and scaled is not outputs:
+            self._unscaled = {k: v for k, v in self._unscaled.items() if v[0]() is not None}
+            self._unscaled[id(scaled)] = (weakref.ref(scaled), outputs.detach())
+            if tape is not None:
+                tape.same(outputs, scaled)
+        return scaled
+
+    def _compile(self, own: Callable[..., Any], model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """A compiled function is called as a module is, with nothing of ours on within it."""
+        if model is None:
+            return lambda function: self._compile(own, function, *args, **kwargs)
+        self.compiled = True
+        patched = Module.__call__
+        Module.__call__ = self._call  # type: ignore[method-assign] # what is compiled keeps a hold of it
+        try:
+            made = own(model, *args, **kwargs)
+        finally:
+            Module.__call__ = patched  # type: ignore[method-assign]
+        if isinstance(model, Module) or not callable(made) or getattr(model, "__self__", None) is not None:
+            return made
+
+        @functools.wraps(made)
+        def call(*given: Any, **named: Any) -> Any:
+            if threading.get_ident() != self._thread or not self._wanted:
+                return made(*given, **named)
+            return self._outermost(made, made, given, named)
+
+        return call
+
+    # --- the optimiser ----------------------------------------------------------------------------------------------
+
+    def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._within += 1
+        if self._within > 1:
+            return
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:  # all that leads to this step was heard
+            self._heard.tape = self._pull() or self._heard.tape
+            self._rest()
+        self.before(optimizer)
+
+    def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() != self._thread or not self._within:
+            return
+        self._within -= 1
+        if self._within:
+            return
+        self._heard.tape = self._pull() or self._heard.tape
+        self._rest()
+        heard, self._heard = self._heard, Heard()
+        self.after(optimizer, heard)
+
+    def _replace(self, where: Any, name: str, by: Callable[..., Any]) -> None:
+        own = getattr(where, name)
+        new = functools.wraps(own)(lambda *args, **kwargs: by(own, *args, **kwargs))
+        setattr(where, name, new)
+        assert self._stack is not None
+        self._stack.callback(lambda: setattr(where, name, own))
+
+
+def _learns(module: Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())

@@ -1,0 +1,52 @@
+"""Nothing unusual: what was looked at, and in which numbers it is calm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nonsmooth.torch.findings.edge import raising, ratios
+from nonsmooth.torch.findings.finding import Finding
+from nonsmooth.torch.findings.numbers import mapping, percent, say, spread
+from nonsmooth.torch.findings.record import Record, last
+from nonsmooth.torch.findings.trials import tried
+
+__all__ = ["calm"]
+
+
+def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
+    """One finding that says so, where something was measured and nothing of it is a problem.
+
+    >>> steps = [{"kind": "step", "step": t, "loss": 1.0, "loss_after": 0.5} for t in (1, 2)]
+    >>> [finding.title for finding in calm(Record({}, steps), [])]
+    ['Nothing unusual in 2 measured steps.']
+    """
+    measured = record.measured
+    if not measured or any(finding.level == "problem" for finding in found):
+        return
+    seen = []
+    if (ratio := spread(ratios(record))) is not None:
+        seen.append(f"sharpness at {say(ratio.median)} of its threshold")
+    if raised := raising(record.steps):
+        seen.append(f"{sum(raised)} of {len(raised)} steps raised the loss")
+    if (share := spread(last(record.steps, "kink_share"))) is not None:
+        seen.append(f"kink share {percent(share.median)}")
+    if (flipped := spread(last(record.steps, "flipped"))) is not None:
+        seen.append(f"{say(flipped.median)} units switch in a step")
+    looked = [f"census of {len(record.operations)} operations"] if record.operations else []
+    looked += ["the L1 penalty"] if mapping(record.facts.get("l1")) else []
+    looked += [f"trials: {tried(record)}"] if tried(record) else []
+    count, estimates = len(record.steps), len(record.stability)
+    steps = f"{count} measured step{'' if count == 1 else 's'}"
+    also = f" and {estimates} sharpness estimate{'' if estimates == 1 else 's'}" if estimates else ""
+    title = f"Nothing unusual in {steps}{also}." if count else f"Nothing unusual in{also.removeprefix(' and')}."
+    evidence = f"{'; '.join(seen)}. " if seen else ""
+    evidence += f"Looked at as well: {'; '.join(looked)}. " if looked else ""
+    yield Finding(
+        "nothing-unusual",
+        "fine",
+        title,
+        evidence + record.data(measured),
+        "No finding here is a problem; the notes say what is worth knowing.",
+        number=float(len(measured)),
+        unit="measurements",
+    )

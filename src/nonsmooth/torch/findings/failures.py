@@ -1,0 +1,210 @@
+"""What went wrong in the run or in watching it: crashes, losses that are not finite, probes that failed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from nonsmooth.torch.findings.finding import Finding
+from nonsmooth.torch.findings.numbers import finite, listed, mapping, number, percent, say, sequence
+from nonsmooth.torch.findings.record import Record
+
+__all__ = ["failures"]
+
+FEW_PROBES = 10
+"""Below ten measurements of a kind its last third holds three or fewer: a glance, and no interval."""
+GROWN = 2
+"""A loss that has doubled since its lowest was growing before it broke."""
+OVERSPENT = 0.02
+"""Over the budget by more than two points of the wall clock is told."""
+
+
+def failures(record: Record) -> Iterator[Finding]:
+    """A crash, a loss that is not finite, steps without a split, probes that failed or were too dear, what is missing.
+
+    >>> [(f.id, f.title) for f in failures(Record({"crashed": "ValueError: no data"}, []))][0]
+    ('crashed', 'The script crashed: ValueError: no data.')
+    """
+    yield from _crashed(record)
+    yield from _not_finite(record)
+    yield from _undefined(record)
+    yield from _probes(record)
+    yield from _missing(record)
+
+
+def _crashed(record: Record) -> Iterator[Finding]:
+    crashed, code = record.facts.get("crashed"), number(record.facts.get("exit_code"))
+    if not crashed and not code:
+        return
+    steps = finite(record.facts, "steps")
+    after = "" if steps is None else f" after {steps:.0f} optimiser steps"
+    why = "What is said here is of the run before that; its last third is not the end of a training."
+    if crashed:
+        told = str(crashed).partition("\n")[0].rstrip(".")
+        do = "Mend the script; the watching passes its error through unchanged."
+        yield Finding("crashed", "problem", f"The script crashed: {told}.", f"It ended{after}.", why, do)
+        return
+    yield Finding(
+        "crashed",
+        "problem",
+        f"The script left with exit code {code:.0f}.",
+        f"It ended{after}, without an exception.",
+        why,
+        "See what the script itself printed.",
+        number=code,
+        unit="exit code",
+    )
+
+
+def _broken(value: object) -> bool:
+    found = number(value)
+    return found is not None and not math.isfinite(found)
+
+
+def _not_finite(record: Record) -> Iterator[Finding]:
+    keys = ("loss", "loss_after")
+    rows = [row for row in record.rows if isinstance(row, Mapping) and row.get("kind") in ("trace", "step")]
+    rows = [row for row in rows if any(number(row.get(key)) is not None for key in keys)]
+    bad = [row for row in rows if any(_broken(row.get(key)) for key in keys)]
+    if not bad:
+        return
+    first = finite(bad[0], "step")
+    before = [loss for row in rows[: rows.index(bad[0])] if (loss := finite(row, "loss")) is not None]
+    at = "" if first is None else f" at step {first:.0f}"
+    evidence = f"Not finite in {len(bad)} of {len(rows)} rows with a loss"
+    evidence += f"; the last finite one before was {say(before[-1])}" if before else "; none before it was finite"
+    evidence += f", grown from {say(min(before))}." if before and before[-1] > GROWN * min(before) else "."
+    scaled = record.facts.get("scaled") is True
+    do = "Look at the first such step: a loss that grew before it points to the learning rate, one that did not to an "
+    do += "operation (log or √ of 0, a division by 0), which `torch.autograd.set_detect_anomaly(True)` names."
+    if scaled:
+        do += " A GradScaler skips steps whose gradient is not finite; a loss that is not finite it does not mend."
+    yield Finding(
+        "loss-not-finite",
+        "problem",
+        f"The loss is not a finite number{at}{' for the first time' if len(bad) > 1 else ''}.",
+        evidence,
+        "A weight that became nan stays nan; what is measured after it says nothing.",
+        do,
+        "torch.autograd.set_detect_anomaly(True)  # slow: only to find the operation",
+        first,
+        "step",
+    )
+
+
+def _undefined(record: Record) -> Iterator[Finding]:
+    reasons: Counter[str] = Counter()
+    count = 0
+    for row in record.steps:
+        said = [str(why) for why in sequence(row.get("undefined"))]
+        broken = any(_broken(row.get(key)) for key in ("curvature", "kink_share", "kink", "smooth"))
+        count += bool(said or broken)
+        reasons.update(said or (["no reason given"] if broken else []))
+    if not count:
+        return
+    yield Finding(
+        "undefined",
+        "note",
+        f"At {count} of {record.where(record.steps)} kinks and curvature could not be told apart.",
+        f"Reasons: {listed(f'{why} (×{n})' for why, n in reasons.most_common())}. {record.data(record.steps)}",
+        "Those steps are left out of the medians here; if they are those with most kinks, the rest looks too smooth.",
+        "Where it is a √, a norm or a division at 0, add a small ε inside of it: x.norm() becomes √(‖x‖² + ε).",
+        number=float(count),
+        unit="steps",
+    )
+
+
+def _probes(record: Record) -> Iterator[Finding]:
+    failed = {kind: rows for kind in ("step", "stability") if (rows := record.of(kind, failed=True))}
+    for kind, rows in failed.items():
+        reasons = Counter(str(row.get("error")) for row in rows)
+        held = len(record.of(kind))
+        yield Finding(
+            f"probes-failed-{kind}",
+            "note",
+            f"{len(rows)} of {len(rows) + held} probes of kind {kind!r} failed.",
+            f"{listed(f'{why} (×{n})' for why, n in reasons.most_common())}.",
+            "What they would have measured is missing here; the run itself was not touched.",
+            "The reason says what to mend. A closure must return the same loss each time it is called, with its graph.",
+            number=float(len(rows)),
+            unit="probes",
+        )
+    rows = record.of("stability")
+    unsure = len(rows) - len(record.stability)
+    if unsure:
+        yield Finding(
+            "sharpness-unsure",
+            "note",
+            f"{unsure} of {len(rows)} sharpness estimates did not converge, and are left out.",
+            f"{record.where(rows, 'estimates')}. {record.data(rows)}",
+            "An estimate that did not converge may be far too low: it would look calm where it is not.",
+            "Allow more Hessian products, or a larger probe batch: noise of a small one hides the largest eigenvalue.",
+            number=float(unsure),
+            unit="estimates",
+        )
+    steps, budget = finite(record.facts, "steps"), finite(record.facts, "budget")
+    made = {kind: len(record.of(kind)) for kind in ("step", "stability")}
+    if steps == 0:
+        yield Finding(
+            "nothing-measured",
+            "note",
+            "The optimiser took no step.",
+            "0 steps.",
+            "There was nothing to measure.",
+            number=0.0,
+        )
+        return
+    few = {k: n for k, n in made.items() if n < FEW_PROBES and (steps is None or steps > 2 * n) and k not in failed}
+    if few and (record.rows or steps):
+        said = ", ".join(f"{n} of kind {kind!r}" for kind, n in few.items())
+        spent, share = finite(record.facts, "spent"), finite(record.facts, "share")
+        evidence = f"Of {steps:.0f} steps. " if steps is not None else ""
+        if budget is not None:
+            evidence += f"Budget {percent(budget)} of the wall clock"
+            evidence += "" if share is None else f", used {percent(share)}"
+            evidence += "" if spent is None else f" ({say(spent)} s)"
+            evidence += ". "
+        lines = "" if budget is None else f"budget={min(1.0, 4 * budget):g}  # of the Monitor; --budget of the command"
+        yield Finding(
+            "few-probes" if any(made.values()) else "nothing-measured",
+            "note",
+            f"Few measurements: {said}." if any(made.values()) else "Nothing was measured: no probe was made.",
+            (evidence or "No budget is stored. ").strip(),
+            "The last third of so few says little, and no interval can be given.",
+            "Let the run be longer, or raise the budget: the time goes to the probes alone.",
+            lines,
+            float(sum(few.values())),
+            "probes",
+        )
+    used = finite(record.facts, "share")
+    if used is not None and budget is not None and used > budget + OVERSPENT:
+        yield Finding(
+            "over-budget",
+            "note",
+            f"Watching took {percent(used)} of the wall clock, above its budget of {percent(budget)}.",
+            f"{say(finite(record.facts, 'spent'))} of {say(finite(record.facts, 'seconds'))} s.",
+            "The first probe of each kind is made whatever it costs; in a short run that is most of it.",
+            "Watch a longer run; the share falls to the budget.",
+            number=used,
+            unit="of the wall clock",
+        )
+
+
+def _missing(record: Record) -> Iterator[Finding]:
+    rows = [row for row in map(mapping, sequence(record.facts.get("missing"))) if row]
+    if not rows:
+        return
+    lines = "\n".join(dict.fromkeys(str(row["line"]) for row in rows if row.get("line")))
+    said = "; ".join(f"{row.get('what', 'something')}: {row.get('why', 'no reason given')}".rstrip(".") for row in rows)
+    yield Finding(
+        "not-found",
+        "note",
+        f"Not found in the script: {listed(row.get('what', 'something') for row in rows)}.",
+        f"{said}.",
+        "What depends on it was not measured, and its silence here says nothing.",
+        "Add the line to the script, or use a Monitor, to which all is given." if lines else "Use a Monitor.",
+        lines,
+        float(len(rows)),
+        "things",
+    )

@@ -1,0 +1,275 @@
+"""What the L1 penalty does: zeros that are not there, weights that bounce, the norm, wrong spellings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nonsmooth.torch.findings.finding import Finding
+from nonsmooth.torch.findings.numbers import finite, mapping, percent, say, sequence, spread
+from nonsmooth.torch.findings.record import Record, last
+
+__all__ = ["penalty"]
+
+LOST = 0.5
+"""A penalty has failed its purpose where less than half of the weights that should be zero are exactly zero."""
+FLOOR_NOTE = 0.1
+"""A tenth of the norm: as much as a change of λ by some per cent makes of it, and so easily taken for its effect."""
+FLOOR_PROBLEM = 0.5
+"""Above a half the norm tells more of the learning rate than of the weights."""
+WITHIN = 0.1
+"""The law is met where the measured value is within a tenth of its range: it leaves out curvature."""
+NOTHING_LOST = 0.01
+"""A hundredth of the weights: fewer than that come and go by noise at any time."""
+UNEXPLAINED = 0.1
+"""Weights near 0 change sign by minibatch noise alone; a tenth of all of them is more than that."""
+SERIOUS = ("detached", "moves-nothing", "several", "weight-decay", "second-moment", "lr-too-large")
+"""Lints by which the penalty does something else than was meant; the others cost little."""
+
+
+def penalty(record: Record) -> Iterator[Finding]:
+    """Zeros against KKT, chatter against its law, floor against norm, the turn of λ, lints; or that all is well.
+
+    >>> l1 = {"terms": [{"through": "autograd", "lam": 1.0}], "weights": 9, "zeros": 0, "kkt_zeros": 6, "kkt_exact": 0}
+    >>> [(finding.id, finding.title) for finding in penalty(Record({"l1": l1}, []))]
+    [('l1-no-zeros', 'The L1 penalty left 0 of 9 weights exactly zero, and 6 should be.')]
+    """
+    l1 = mapping(record.facts.get("l1"))
+    if not sequence(l1.get("terms")):
+        yield from _unexplained(record)
+        return
+    yield from _zeros(record, l1)
+    yield from _chatter(l1)
+    mostly = _floor_share(l1) >= FLOOR_PROBLEM
+    yield from _floor(record, l1)
+    yield from _turn(l1)
+    yield from _lints(l1, {"lr-too-large"} if mostly else set())
+    yield from _fine(record, l1)
+
+
+def _through(l1: Mapping[str, Any]) -> set[str]:
+    return {str(mapping(term).get("through")) for term in sequence(l1.get("terms"))}
+
+
+def _data(l1: Mapping[str, Any]) -> str:
+    data = l1.get("data")
+    noisy = isinstance(data, str) and "batch" in data and "full" not in data
+    said = f" The data's gradient is that of {data}." if data else ""
+    return said + (" One batch's gradient is noisy, and the count with it." if noisy else "")
+
+
+def _zeros(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
+    weights, zeros = finite(l1, "weights"), finite(l1, "zeros")
+    due, exact = finite(l1, "kkt_zeros"), finite(l1, "kkt_exact")
+    if not due or exact is None or zeros is None or exact >= LOST * due:
+        return
+    of = f" of {weights:.0f}" if weights is not None else ""
+    evidence = f"By the optimality conditions (|∂f| < λ, and within a bounce of 0) {due:.0f} weights should be zero; "
+    evidence += f"{exact:.0f} of them exactly are.{_data(l1)}"
+    do, lines = _proximal(record, l1, zeros)
+    alone = _through(l1) == {"proximal"}
+    why = (
+        "Weights that should be zero have a size that the learning rate sets: pruning by a threshold cuts by that, "
+        "not by the data. A larger λ does not shrink them."
+    )
+    if alone:
+        why = "Under proximal steps zeros come with time: the run may be short of where it would end."
+    yield Finding(
+        "l1-no-zeros",
+        "note" if alone else "problem",
+        f"The L1 penalty left {zeros:.0f}{of} weights exactly zero, and {due:.0f} should be.",
+        evidence,
+        why,
+        "Train on, or decay the learning rate later." if alone else do,
+        "" if alone else lines,
+        zeros,
+        "exact zeros",
+    )
+
+
+def _proximal(record: Record, l1: Mapping[str, Any], zeros: float) -> tuple[str, str]:
+    """The advice to take proximal steps, as far as the trial bears it, and the mending lines."""
+    lines = l1.get("lines")
+    lines = lines if isinstance(lines, str) else ""
+    trial = record.trial("proximal")
+    if trial is None:
+        return "Take the penalty by proximal steps, which make exact zeros. That was not tried here.", lines
+    found = finite(trial.row, "zeros")
+    told = trial.told("proximal steps")
+    counted = "" if found is None else f" They gave {found:.0f} exact zeros, from {zeros:.0f}."
+    if trial.row.get("diverged") is True or (found is not None and found <= zeros):
+        return f"Proximal steps are no advice as they were tried. {told}{counted}", ""
+    return f"Take the penalty by proximal steps.{counted} {told}", lines
+
+
+def _span(value: Any) -> tuple[float, float, float] | None:
+    span = mapping(value)
+    low, mean, high = (finite(span, key) for key in ("low", "mean", "high"))
+    return None if low is None or mean is None or high is None else (low, mean, high)
+
+
+def _law(measured: float, value: Any) -> tuple[str, str]:
+    """What the law gives, one number or a range, and a sentence where the measured number is outside of it."""
+    span = _span(value)
+    if span is None:
+        return "no law is known for it here", ""
+    low, mean, high = span
+    law = f"{say(mean)} by the law" + ("" if low == high else f" ({say(low)} to {say(high)} by the start)")
+    if low * (1 - WITHIN) <= measured <= high * (1 + WITHIN):
+        return law, ""
+    return law, " Outside of the law: something else moves them too, or they are not settled."
+
+
+def _chatter(l1: Mapping[str, Any]) -> Iterator[Finding]:
+    count, followed, window = finite(l1, "chattering"), finite(l1, "followed"), finite(l1, "window")
+    amplitude, caused = finite(l1, "amplitude"), finite(l1, "by_penalty")
+    noisy = (count or 0.0) - (caused if caused is not None else count or 0.0)
+    count = caused if caused is not None else count
+    if count and amplitude is not None:
+        of = f" of {followed:.0f}" if followed else ""
+        over = f"Signs watched over {window:.0f} steps. " if window else ""
+        law, (met, off) = l1.get("law"), _law(amplitude, l1.get("amplitude_law"))
+        yield Finding(
+            "l1-chatter",
+            "note",
+            f"{count:.0f}{of} weights bounce about 0 at a mean |w| of {say(amplitude)}: {met}.",
+            f"{over}{f'The law: {law}. ' if law else ''}Mean over these weights; the law's range is no error bar.{off}"
+            + (f" {noisy:.0f} more change sign by the noise of the batches, which outweighs λ there." if noisy else ""),
+            "λ sign(w) is as large for a small weight, so that steps carry it past 0. The bounce follows the "
+            "learning rate: decay shrinks it, and makes no zero.",
+            "Proximal steps have zeros, and no bounce.",
+            number=amplitude,
+            unit="mean |w|",
+        )
+    flickering = finite(l1, "flickering")
+    if flickering and followed and flickering / followed >= NOTHING_LOST:
+        yield Finding(
+            "l1-flicker",
+            "note",
+            f"{flickering:.0f} of {followed:.0f} weights leave 0 and come back.",
+            f"Signs watched over {say(window)} steps.",
+            "Minibatch noise lifts weights off 0 and proximal steps put them back: which are zero at the end is in "
+            "part chance.",
+            "Take zeros over several last steps, or average gradients (`FromRule` with dual averaging); a decay of the "
+            "learning rate does not stop it.",
+            number=flickering,
+            unit="weights",
+        )
+
+
+def _floor_share(l1: Mapping[str, Any]) -> float:
+    held, norm = finite(l1, "floor_measured"), finite(l1, "norm")
+    return held / norm if held is not None and norm else 0.0
+
+
+def _floor(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
+    share, held = _floor_share(l1), finite(l1, "floor_measured")
+    if share < FLOOR_NOTE or held is None:
+        return
+    late, (law, off) = spread(last(record.of("chatter"), "norm")), _law(held, l1.get("floor"))
+    also = f" ‖w‖₁ in the last third of the run: {late}." if late is not None else ""
+    yield Finding(
+        "l1-floor",
+        "problem" if share >= FLOOR_PROBLEM else "note",
+        f"{percent(min(share, 1.0))} of the L1 norm is the bounce of weights about 0, and not what the data ask for.",
+        f"They hold {say(held)} of ‖w‖₁ = {say(finite(l1, 'norm'))}; {law}.{off}{also}",
+        "That part grows with the learning rate and, but under RMSprop and Adam, with λ: the norm does not measure "
+        "sparsity, and a larger λ may raise it.",
+        "Judge sparsity by exact zeros of proximal steps, not by the norm.",
+        number=share,
+        unit="of the L1 norm",
+    )
+
+
+def _turn(l1: Mapping[str, Any]) -> Iterator[Finding]:
+    turning = mapping(l1.get("turning"))
+    rows = [mapping(row) for row in sequence(turning.get("rows"))]
+    norms = [
+        (m, n) for row in rows if (m := finite(row, "multiple")) is not None and (n := finite(row, "norm")) is not None
+    ]
+    if len(norms) < 2:
+        return
+    turn, settled, steps = finite(turning, "turn"), turning.get("settled") is True, finite(turning, "steps")
+    evidence = "‖w‖₁ at " + ", ".join(f"{m:g} λ: {say(n)}" for m, n in norms)
+    evidence += f"; each after {steps:g} steps from here, once." if steps else "; each once."
+    foreseen = finite(turning, "predicted")
+    evidence += f" The law puts the turn at {foreseen:g} λ." if foreseen is not None else ""
+    evidence += "" if settled else " Some norms were still moving: a longer trial may say otherwise."
+    why = "Beyond the turn the bounces of weights that should be 0 gain more than the penalty takes off the others."
+    told: dict[str, Any] = {"number": turn, "unit": "times the present λ"}
+    if turn is None:
+        title = f"A larger λ still lowers the norm, up to {norms[-1][0]:g} times the present one."
+        yield Finding("l1-turning", "fine", title, evidence, "λ still does what it is meant to do to the norm.", **told)
+        return
+    do = "Do not raise λ for more sparsity here: take proximal steps first, under which the norm falls with λ."
+    if turn <= 1:
+        at = "the present λ" if turn == 1 else f"{turn:g} times the present λ"
+        title = f"A larger λ raises the L1 norm here, already from {at} on."
+        yield Finding("l1-turning", "problem" if settled else "note", title, evidence, why, do, **told)
+        return
+    title = f"From {turn:g} times the present λ on, a larger λ raises the L1 norm."
+    yield Finding("l1-turning", "note", title, evidence, why, do, **told)
+
+
+def _lints(l1: Mapping[str, Any], told: set[str]) -> Iterator[Finding]:
+    seen = set(told)
+    for lint in map(mapping, sequence(l1.get("lints"))):
+        name, says = str(lint.get("id") or "unnamed"), str(lint.get("says") or "")
+        if not says or name in seen:
+            continue
+        seen.add(name)
+        evidence = str(lint.get("evidence") or "how often is not stored").rstrip(".")
+        lines = lint.get("lines")
+        yield Finding(
+            f"l1-lint-{name}",
+            "problem" if name in SERIOUS else "note",
+            says,
+            f"{evidence[0].upper()}{evidence[1:]}.",
+            "The penalty then does something else than its λ says."
+            if name in SERIOUS
+            else "It costs more than it gives.",
+            str(lint.get("do") or ""),
+            lines if isinstance(lines, str) else "",
+        )
+
+
+def _fine(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
+    weights, zeros = finite(l1, "weights"), finite(l1, "zeros")
+    if l1.get("fine") is not True or weights is None or zeros is None:
+        return
+    due, exact = finite(l1, "kkt_zeros"), finite(l1, "kkt_exact")
+    how = "Proximal is in use" if "proximal" in _through(l1) else "The L1 penalty acts"
+    kkt = (
+        f"{exact:.0f} of the {due:.0f} weights that should be zero are. "
+        if due is not None and exact is not None
+        else ""
+    )
+    yield Finding(
+        "l1-fine",
+        "fine",
+        f"{how}: {zeros:.0f} of {weights:.0f} weights are exactly zero, and none bounces about 0.",
+        f"{kkt}No lint fires; {say(finite(l1, 'followed'))} weights followed over {say(finite(l1, 'window'))} steps."
+        + _data(l1),
+        "These zeros need no threshold: `compress` can take them out." if zeros else "",
+        number=zeros,
+        unit="exact zeros",
+    )
+
+
+def _unexplained(record: Record) -> Iterator[Finding]:
+    rows = [row for row in record.of("chatter") if finite(row, "chattering") is not None and finite(row, "weights")]
+    if not rows:
+        return
+    count, followed = finite(rows[-1], "chattering") or 0.0, finite(rows[-1], "weights") or 1.0
+    if count / followed < UNEXPLAINED:
+        return
+    yield Finding(
+        "l1-unexplained",
+        "note",
+        f"{count:.0f} of {followed:.0f} weights bounce about 0, and no L1 penalty was found.",
+        f"In the last of {record.where(rows, 'windows')}; mean |w| {say(finite(rows[-1], 'amplitude'))}.",
+        "Minibatch noise does that to weights near 0; so does a penalty that is added where it was not looked for.",
+        "If there is a penalty, take it by Proximal; then its weights rest at 0.",
+        number=count / followed,
+        unit="of the weights followed",
+    )

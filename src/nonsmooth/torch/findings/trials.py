@@ -1,0 +1,128 @@
+"""What the trials from the end of the run say about the learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from nonsmooth.torch.findings.finding import Finding
+from nonsmooth.torch.findings.numbers import finite, mapping, say, sequence
+from nonsmooth.torch.findings.record import TRIAL_MARGIN, Record
+
+__all__ = ["trials"]
+
+NEAR = 1.5
+"""With less than half of itself to go a learning rate has little room for a restart, or for a change of the data."""
+
+
+def trials(record: Record) -> Iterator[Finding]:
+    """The largest stable learning rate against the present one, and half of the present one.
+
+    >>> now = {"name": "as-it-is", "lr": 0.4, "loss_before": 1.0, "loss_after": 2.0}
+    >>> what_if = [now, {"name": "largest-stable-lr", "lr": 0.2, "steps": 50}]
+    >>> [(finding.level, finding.title) for finding in trials(Record({"what_if": what_if}, []))]
+    [('problem', 'The largest learning rate that stayed stable, 0.2, is below the present 0.4.')]
+    """
+    yield from _largest(record)
+    yield from _halved(record)
+
+
+def _present(record: Record) -> float | None:
+    trial = record.trial("as-it-is")
+    found = None if trial is None else finite(trial.row, "lr")
+    return record.lr if found is None else found
+
+
+def _setting(lr: float) -> str:
+    return f"for group in optimizer.param_groups:\n    group['lr'] = {lr:.4g}"
+
+
+def _largest(record: Record) -> Iterator[Finding]:
+    trial = record.trial("largest-stable-lr")
+    largest = None if trial is None else finite(trial.row, "lr")
+    present = _present(record)
+    if trial is None or largest is None or not present or present <= 0:
+        return
+    ratio, steps = largest / present, finite(trial.row, "steps")
+    note = str(trial.row.get("note") or "").rstrip(".")
+    evidence = f"Trials from the end of the run{f' for {steps:g} steps' if steps else ''}, one each. "
+    evidence += f"{note}. " if note else ""
+    evidence += "Stable there is not stable everywhere: the curvature differs along the run."
+    told: dict[str, Any] = {"number": ratio, "unit": "of the present learning rate"}
+    after = trial.told(f"the learning rate {say(largest)}")
+    if note.startswith("no stable lr") or trial.row.get("diverged") is True:
+        yield Finding(
+            "learning-rate",
+            "note",
+            f"No learning rate from {say(largest)} to the present {say(present)} was stable from the end of the run.",
+            evidence,
+            "Where the loss has settled, noise alone ends a trial higher than it began; else the run is at its edge.",
+            "Look at the loss of the last steps: if it still falls, this says nothing.",
+            **told,
+        )
+    elif ratio < 1:
+        began, ended = finite(trial.base, "loss_before"), finite(trial.base, "loss_after")
+        rose = began is not None and ended is not None and ended > began + TRIAL_MARGIN * abs(began)
+        yield Finding(
+            "learning-rate",
+            "problem" if rose or trial.base.get("diverged") is True else "note",
+            f"The largest learning rate that stayed stable, {say(largest)}, is below the present {say(present)}.",
+            evidence,
+            "At the present rate the loss ended higher than it began: it oscillates, grows, or is at its floor.",
+            after if trial.verdict == "harmed" else f"Lower the learning rate. {after}",
+            "" if trial.verdict == "harmed" else _setting(largest),
+            **told,
+        )
+    elif ratio < NEAR:
+        yield Finding(
+            "learning-rate",
+            "note",
+            f"The present learning rate {say(present)} is near the largest that stayed stable, {say(largest)}.",
+            evidence,
+            "There is little room for a larger rate.",
+            after,
+            **told,
+        )
+    else:
+        helped = trial.verdict == "helped"
+        yield Finding(
+            "learning-rate",
+            "fine",
+            f"The learning rate could be {say(ratio)} times as large before the run turned unstable ({say(largest)}).",
+            evidence,
+            "Stable is not the same as better: a larger rate may generalise otherwise.",
+            f"{'A larger rate may save steps.' if helped else 'A larger rate is no advice here.'} {after}",
+            **told,
+        )
+
+
+def _halved(record: Record) -> Iterator[Finding]:
+    """Only where it helped: elsewhere the other findings say what was tried."""
+    trial = record.trial("half-lr")
+    present = _present(record)
+    if trial is None or trial.verdict != "helped":
+        return
+    before, after = finite(trial.base, "loss_after"), finite(trial.row, "loss_after")
+    lr = finite(trial.row, "lr") or (present / 2 if present else None)
+    gain = None if before is None or after is None or not before else 1 - after / before
+    yield Finding(
+        "half-lr",
+        "note",
+        "Half the learning rate ended at a lower loss than the run as it is.",
+        trial.told("half the learning rate"),
+        "At the end of a run that is what a decay gains; early on it may only be slower.",
+        "Decay the learning rate at the end, as a cosine schedule does.",
+        _setting(lr) if lr else "",
+        gain,
+        "of the loss",
+    )
+
+
+def tried(record: Record) -> str:
+    """The trials that were made, by their words.
+
+    >>> tried(Record({"what_if": [{"name": "half-lr", "change": "half the learning rate"}]}, []))
+    'half the learning rate'
+    """
+    rows = (mapping(row) for row in sequence(record.facts.get("what_if")))
+    return ", ".join(str(row.get("change") or row.get("name")) for row in rows if row)

@@ -1,0 +1,116 @@
+"""The mending lines: the code that makes this run's penalty exact, with its optimiser and its λ."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from nonsmooth.torch.effective import TABLES, table_of, unwrapped
+from nonsmooth.torch.l1_audit.terms import PenaltyTerm
+from nonsmooth.torch.proximal import Proximal, weights
+
+__all__ = ["mending_lines"]
+
+LEFT_OUT = {"params", "foreach", "fused", "capturable", "differentiable", "maximize"}
+
+
+def mending_lines(
+    optimizer: Any,
+    terms: Sequence[PenaltyTerm],
+    named: Mapping[str, torch.Tensor],
+    model: torch.nn.Module | None = None,
+) -> str:
+    """What to take out and what to write: the optimiser as it is, in a `Proximal`, with λ of Σ|w|.
+
+    A λ that differs between parameters becomes one pair for each λ; λ of a mean is divided by the number of weights
+    already. "" where all is proximal. For an optimiser without an effective step the lines change to SGD.
+
+    >>> net = torch.nn.Linear(2, 1)
+    >>> term = PenaltyTerm("weight", 0.5, "autograd", "train.py:7")
+    >>> print(mending_lines(torch.optim.SGD(net.parameters(), lr=0.1), [term], dict(net.named_parameters()), net))
+    from nonsmooth.penalties import L1
+    from nonsmooth.torch import Proximal, weights
+    <BLANKLINE>
+    # train.py:7: take the penalty out of the loss
+    optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=0.1), L1(0.5), params=weights(model))
+    """
+    wrong = [term for term in terms if term.through != "proximal" and term.lam > 0]
+    if not wrong:
+        return ""
+    lams: dict[str, float] = {}
+    for term in wrong:
+        lams[term.name] = lams.get(term.name, 0.0) + term.lam
+    already = {term.name for term in terms if term.through == "proximal"}
+    removal = _removals(wrong)
+    if already & lams.keys():
+        return "\n".join([*removal, "# the Proximal stays as it is"])
+    pairs, uses_weights = _pairs(lams, named, model)
+    alone = len(pairs) == 1
+    penalty = (
+        f"L1({pairs[0][0]}), params={pairs[0][1]}"
+        if alone
+        else "[" + ", ".join(f"(L1({lam}), {which})" for lam, which in pairs) + "]"
+    )
+    head = [
+        "from nonsmooth.penalties import L1",
+        f"from nonsmooth.torch import Proximal{', weights' * uses_weights}",
+        "",
+    ]
+    if already:
+        return "\n".join([*head, *removal, f"# and give the Proximal the pairs {penalty} too"])
+    return "\n".join([*head, *removal, *_wrapped(optimizer, penalty)])
+
+
+def _removals(wrong: Sequence[PenaltyTerm]) -> list[str]:
+    what = {
+        "autograd": "take the penalty out of the loss",
+        "grad": "do not add λ sign(w) to .grad",
+        "detached": "take out the penalty, which has no gradient",
+    }
+    lines = [f"# {term.place}: {what[term.through]}" if term.place else f"# {what[term.through]}" for term in wrong]
+    return list(dict.fromkeys(lines))
+
+
+def _pairs(
+    lams: Mapping[str, float], named: Mapping[str, torch.Tensor], model: torch.nn.Module | None
+) -> tuple[list[tuple[str, str]], bool]:
+    """(λ, the parameters in code) for each λ; biases and norms are left to their fate only where weights remain."""
+    proper = {id(p) for p in weights(model)} if model is not None else {id(p) for p in named.values() if p.ndim >= 2}
+    kept = {name: lam for name, lam in lams.items() if name in named and id(named[name]) in proper} or dict(lams)
+    by: dict[str, list[str]] = {}
+    for name, lam in kept.items():
+        by.setdefault(f"{lam:.6g}", []).append(name)
+    whole = model is not None and len(by) == 1 and {id(named[name]) for name in kept if name in named} == proper
+    if whole:
+        return [(next(iter(by)), "weights(model)")], True
+    return [
+        (lam, "[" + ", ".join(f'model.get_parameter("{n}")' for n in names) + "]") for lam, names in by.items()
+    ], False
+
+
+def _wrapped(optimizer: Any, penalty: str) -> list[str]:
+    inner = unwrapped(optimizer)
+    kind = type(inner)
+    try:
+        table_of(inner)
+    except TypeError as reason:
+        why = str(reason).removeprefix("Proximal: ")
+        return [f"# {why}", f"optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=...), {penalty})"]
+    plain = kind in TABLES and kind.__module__.startswith("torch.optim") and len(inner.param_groups) == 1
+    if not plain or isinstance(optimizer, Proximal):
+        return [f"optimizer = Proximal(optimizer, {penalty})  # after the line that makes your optimizer"]
+    group = inner.param_groups[0]
+    options = []
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name in LEFT_OUT or name not in group:
+            continue
+        value = group.get("initial_lr", group["lr"]) if name == "lr" else group[name]
+        value = value.item() if isinstance(value, torch.Tensor) else value
+        if name == "lr" or value != parameter.default:
+            options.append(f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!r}")
+    if group.get("maximize"):
+        options.append("maximize=True")
+    return [f"optimizer = Proximal(torch.optim.{kind.__name__}(model.parameters(), {', '.join(options)}), {penalty})"]

@@ -1,0 +1,169 @@
+"""Finding an L1 penalty in a loss: where absolute values of parameters are taken, and with which λ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from nonsmooth.torch.l1_audit import PenaltyTerm
+from nonsmooth.torch.selection import eagerly
+from nonsmooth.torch.tape import Detached, place
+from nonsmooth.torch.undisturbed import undisturbed
+
+__all__ = ["detached_terms", "penalty_terms", "proximal_terms"]
+
+VIEWS = frozenset(
+    {"reshape", "view", "flatten", "ravel", "cat", "concat", "concatenate", "stack", "__getitem__", "squeeze"}
+    | {"unsqueeze", "t", "transpose", "permute", "float", "double", "half", "bfloat16", "to", "clone", "contiguous"}
+    | {"__get__", "mul", "__mul__", "view_as", "hstack"}
+)
+"""What leaves absolute values to be taken of the parameter's own numbers (a product only by a number)."""
+ABSOLUTES = frozenset({"abs", "absolute", "__abs__"})
+L1S = frozenset({"L1", "ElasticNet"})
+"""The penalties of a `Proximal` that have λΣ|w| in them."""
+NORMS = frozenset({"norm", "vector_norm"})
+
+
+@dataclass
+class _Hit:
+    out: torch.Tensor
+    params: tuple[int, ...]
+    place: str
+    reduction: Literal["sum", "mean", ""] = ""
+
+
+class _Finder(TorchFunctionMode):
+    """Takes down where |w| of a parameter is computed."""
+
+    def __init__(self, own: Mapping[int, str]) -> None:
+        super().__init__()
+        self.own = own
+        self.origin: dict[int, tuple[torch.Tensor, tuple[int, ...]]] = {}
+        self.hits: list[_Hit] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        out = func(*args, **kwargs)
+        first = args[0] if args else kwargs.get("input")
+        if isinstance(out, torch.Tensor) and out.requires_grad:
+            params = self._params(first)
+            if name == "l1_loss":
+                params = params if self._is_zero(args, kwargs) else ()
+                if params:
+                    mean = (kwargs.get("reduction") or "mean") == "mean"
+                    self._hit(out, params, "mean" if mean else "sum")
+            elif params and name in ABSOLUTES:
+                self._hit(out, params)
+            elif params and name in NORMS and _order(name, args, kwargs) == 1:
+                self._hit(out, params, "sum")
+            elif params and name in VIEWS and _plain_product(name, args):
+                self.origin[id(out)] = (out, params)
+            elif name in ("mean", "sum"):
+                for hit in self.hits:
+                    if hit.out is first:
+                        hit.reduction = "mean" if name == "mean" else "sum"
+        return out
+
+    def _hit(self, out: torch.Tensor, params: tuple[int, ...], reduction: Literal["sum", "mean", ""] = "") -> None:
+        self.hits.append(_Hit(out, params, place(), reduction))
+
+    def _params(self, value: Any) -> tuple[int, ...]:
+        """The parameters whose numbers a value, or a list of values, consists of; () if there are others in it."""
+        found: list[int] = []
+        for t in tree_leaves(value):
+            if not isinstance(t, torch.Tensor):
+                continue
+            if id(t) in self.own:
+                found.append(id(t))
+            elif id(t) in self.origin:
+                found += self.origin[id(t)][1]
+            else:
+                return ()
+        return tuple(dict.fromkeys(found))
+
+    def _is_zero(self, args: Any, kwargs: Any) -> bool:
+        target = args[1] if len(args) > 1 else kwargs.get("target")
+        return isinstance(target, torch.Tensor) and not target.requires_grad and not bool(target.any())
+
+
+def penalty_terms(closure: Callable[[], torch.Tensor], named: Mapping[str, torch.Tensor]) -> tuple[PenaltyTerm, ...]:
+    """The L1 terms on parameters that the closure's loss holds: λ is ∂loss/∂|w|, so that a mean over n has λ/n.
+
+    Seen are `abs`, `norm(p=1)`, `vector_norm(ord=1)` and `l1_loss` against zeros, of parameters, views, casts and
+    concatenations of them, in the loss or inside of the model. Where λ is not the same for all weights of one parameter
+    it is their mean. Random numbers, buffers, modes and `.grad` are left as they were.
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> penalty_terms(lambda: w.square().sum() + 0.5 * w.abs().mean(), {"w": w})[0].lam
+    0.25
+    """
+    finder = _Finder({id(p): name for name, p in named.items()})
+    with undisturbed(list(named.values())), eagerly():
+        with finder:
+            loss = closure()
+        hits = [hit for hit in finder.hits if hit.out.requires_grad]
+        if not hits or not loss.requires_grad:
+            return ()
+        slopes = torch.autograd.grad(loss, [hit.out for hit in hits], allow_unused=True)
+    terms = []
+    for hit, slope in zip(hits, slopes, strict=True):
+        if slope is None or not bool(slope.isfinite().all()):
+            continue
+        lam = float(slope.double().mean())
+        if lam > 0:
+            terms += [PenaltyTerm(finder.own[p], lam, "autograd", hit.place, hit.reduction) for p in hit.params]
+    return tuple(terms)
+
+
+def detached_terms(found: list[Detached], named: Mapping[str, torch.Tensor]) -> tuple[PenaltyTerm, ...]:
+    """The penalties that no gradient passes, of what a tape saw: λ is what was added over Σ|w|, roughly.
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> terms = detached_terms([Detached((id(w),), "data", "train.py:7", True, 0.75)], {"w": w})
+    >>> terms[0].through, terms[0].lam
+    ('detached', 0.25)
+    """
+    names = {id(p): name for name, p in named.items()}
+    terms: dict[str, PenaltyTerm] = {}
+    for one in found:
+        held = [names[p] for p in dict.fromkeys(one.params) if p in names]
+        total = sum(float(named[name].detach().abs().sum()) for name in held)
+        lam = abs(one.value) / total if one.value is not None and total else 0.0
+        for name in held:
+            terms.setdefault(name, PenaltyTerm(name, lam, "detached", one.place))
+    return tuple(terms.values())
+
+
+def proximal_terms(optimizer: Any, named: Mapping[str, torch.Tensor]) -> tuple[PenaltyTerm, ...]:
+    """The L1 terms that a `Proximal` takes.
+
+    >>> from nonsmooth.penalties import L1
+    >>> from nonsmooth.torch.proximal import Proximal
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> proximal_terms(Proximal(torch.optim.SGD([w], lr=0.1), L1(0.5)), {"w": w})
+    (PenaltyTerm(name='w', lam=0.5, through='proximal', place='', reduction='sum'),)
+    """
+    names = {id(p): name for name, p in named.items()}
+    return tuple(
+        PenaltyTerm(names[id(group["params"][i])], float(entry["lam"]), "proximal", "", "sum")
+        for group in optimizer.param_groups
+        for entry in group.get("proximal", ())
+        if entry["penalty"]["name"] in L1S and not entry.get("off")
+        for i in entry["params"]
+        if id(group["params"][i]) in names
+    )
+
+
+def _order(name: str, args: Any, kwargs: Any) -> Any:
+    key = "p" if name == "norm" else "ord"
+    return args[1] if len(args) > 1 else kwargs.get(key, kwargs.get("p", kwargs.get("ord", 2)))
+
+
+def _plain_product(name: str, args: Any) -> bool:
+    return name not in ("mul", "__mul__") or not any(isinstance(t, torch.Tensor) and t.ndim for t in args[1:])

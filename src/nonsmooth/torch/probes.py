@@ -1,0 +1,152 @@
+"""The probes of a Monitor: what one of them measures of a step, as a row of plain data."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from nonsmooth.torch.curvature import Sharpness, sharpness
+from nonsmooth.torch.selection import eagerly
+from nonsmooth.torch.stability import Stability, StepScale, stability, step_scale
+from nonsmooth.torch.steps import OrbitCurvature
+from nonsmooth.torch.steps.step import Vectors, measured
+
+__all__ = ["Probes", "checksums", "quietly"]
+
+Closure = Callable[[], torch.Tensor]
+
+
+class Probes:
+    """Measures steps of an optimiser; what it found last is where the next estimate starts.
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> probes = Probes(w, torch.optim.SGD([w], lr=0.5), window=10)
+    >>> row = probes.curvature(lambda: 1.5 * w.square().sum())
+    >>> row["sharpness"], row["threshold"], row["ratio"]
+    (3.0, 4.0, 0.75)
+    """
+
+    def __init__(self, model: Any, optimizer: Optimizer, window: int) -> None:
+        self.optimizer = optimizer
+        named = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
+        self.names = {id(p): n.replace("_orig_mod.", "") for n, p in named}
+        self.orbit = OrbitCurvature(window)
+        self.start: Stability | None = None
+        self.bare: Sharpness | None = None
+
+    def params(self) -> list[tuple[str, torch.Tensor]]:
+        """The parameters of the optimiser that learn, with their names, or their index where they have none."""
+        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return [(self.names.get(id(p), str(i)), p) for i, p in enumerate(held)]
+
+    def step(self, closure: Closure, before: Sequence[torch.Tensor] | None) -> dict[str, Any]:
+        """`measure_step` from `before` to where the parameters are now."""
+        assert before is not None
+        params = self.params()
+        after = [p.detach().clone() for _, p in params]
+        try:
+            with torch.no_grad():
+                for (_, p), old in zip(params, before, strict=True):
+                    p.copy_(old)
+            step, vectors = measured(closure, params, after)
+        finally:
+            with torch.no_grad():
+                for (_, p), new in zip(params, after, strict=True):
+                    p.copy_(new)
+        self.orbit.update(step)
+        split = step.frozen
+        return {
+            "loss": step.loss_before,
+            "loss_after": step.loss_after,
+            "predicted": step.predicted,
+            "curvature": step.curvature,
+            "smooth": split.smooth,
+            "kink": split.kink,
+            "kink_share": split.share,
+            "kink_share_by_layer": dict(split.by_layer),
+            "orbit_curvature": self.orbit.value,
+            "lipschitz": step.lipschitz,
+            "length": step.length,
+            "flipped": step.flipped,
+            "units": sum(f.units for f in step.flips if not f.whole),
+            "flips_by_layer": step.flips_by_layer,
+            "ties": step.ties,
+            "undefined": list(step.undefined),
+            "unseen": list(step.unseen),
+            "selection": [list(digest) for digest in vectors.digests],
+        } | self._threshold(params, vectors)
+
+    def _threshold(self, params: list[tuple[str, torch.Tensor]], vectors: Vectors) -> dict[str, Any]:
+        """The step's curvature over the optimiser's threshold, and that threshold where it is one number."""
+        try:
+            scale: StepScale = step_scale(self.optimizer)
+        except (TypeError, ValueError):
+            return {}
+        sizes = [p.numel() for _, p in params]
+        parts = [
+            {id(p): a.reshape(p.shape) for (_, p), a in zip(params, torch.split(v, sizes), strict=True)}
+            for v in (vectors.D, vectors.g, vectors.g_next)
+        ]
+        if any(id(p) not in parts[0] for p in scale.params):
+            return {}
+        D, g, g_next = ([part[id(p)] for p in scale.params] for part in parts)
+        found: dict[str, Any] = {"step_ratio": scale.ratio(D, g, g_next)}
+        if all(isinstance(s, float) and s == scale.scales[0] for s in scale.scales):
+            found["threshold"] = 1 / scale.scales[0]
+        return found
+
+    def curvature(self, closure: Closure) -> dict[str, Any]:
+        """The sharpness against the optimiser's threshold; of the Hessian alone for one that has none."""
+        with eagerly():
+            return self._curvature(closure)
+
+    def _curvature(self, closure: Closure) -> dict[str, Any]:
+        if self.bare is None:
+            try:
+                found = self.start = stability(self.optimizer, closure, start=self.start, tol=0.02)
+            except TypeError:
+                pass  # an optimiser without a threshold
+            else:
+                more = {"threshold": found.threshold, "ratio": found.ratio}
+                return {"sharpness": found.sharpness, "residual": found.residual} | more | _cost_of(found.estimate)
+        bare = self.bare = sharpness(closure, [p for _, p in self.params()], start=self.bare, tol=0.02)
+        return {"sharpness": float(bare.value[0]), "residual": float(bare.residual[0])} | _cost_of(bare)
+
+
+def _cost_of(found: Sharpness) -> dict[str, Any]:
+    return {"products": found.products, "converged": found.converged}
+
+
+def checksums(params: Sequence[tuple[str, torch.Tensor]]) -> dict[str, int]:
+    """A CRC-32 of the bits of each layer's parameters, by the name of the layer.
+
+    >>> checksums([("0.weight", torch.zeros(2)), ("0.bias", torch.zeros(1))]) == {"0": zlib.crc32(bytes(12))}
+    True
+    """
+    found: dict[str, int] = {}
+    for name, p in params:
+        layer = name.rpartition(".")[0] or name
+        bits = p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+        found[layer] = zlib.crc32(bits.data, found.get(layer, 0))
+    return found
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No warning is shown meanwhile. The filters are not touched: that would make old warnings show again.
+
+    >>> with quietly():
+    ...     warnings.showwarning("not shown", UserWarning, "here", 1)
+    """
+    shown = warnings.showwarning
+    warnings.showwarning = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown

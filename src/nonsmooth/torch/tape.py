@@ -1,0 +1,424 @@
+"""A tape: what a training step does outside of its modules, from the model's call to `backward`, to be done again.
+
+The calls of outermost modules are noted by who makes them; the torch functions in between by this mode, which is never
+on inside a module or anything compiled. What depends on a parameter that learns is kept as a program; all else, such as
+the batch, is a constant of it. Run at other parameters, a program gives the loss of the same batch there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from nonsmooth.torch.steps.evaluation import SameRandomNumbers
+
+__all__ = ["Detached", "Program", "Slot", "Tape", "place", "tensors_in"]
+
+LIBRARY = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
+RANDOM = ("dropout", "rand", "normal", "bernoulli", "multinomial", "poisson", "exponential", "gumbel", "rrelu")
+ATTENDS = ("scaled_dot_product_attention", "multi_head_attention_forward")
+ABSOLUTE = frozenset({"abs", "absolute", "abs_", "norm", "vector_norm", "l1_loss", "__abs__"})
+ADDS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "sum", "stack"})
+READS = frozenset({"item", "__float__", "tolist"})
+LOST = "a tensor that {node} made, out of sight of what was listened to"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a program for a tensor that an entry makes.
+
+    >>> Slot(3)
+    Slot(number=3)
+    """
+
+    number: int
+
+
+@dataclass
+class Entry:
+    """One call: with slots in its arguments for what earlier entries made."""
+
+    call: Callable[..., Any]
+    args: Any
+    kwargs: Any
+    makes: list[int | None]
+    needs: set[int]
+    place: str
+    again: SameRandomNumbers | None
+    casts: tuple[tuple[str, bool, torch.dtype], ...]
+    changes: bool = False
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Detached:
+    """A penalty, or what looks like one, that no gradient passes: of which parameters (by id), how, and where.
+
+    `added`: whether it, or a number, was added to something that a gradient passes; `value` is what was added, and
+    `of` the number that was read of the penalty before, of which it may be a multiple.
+
+    >>> Detached((0,), "data", "train.py:7", True).how
+    'data'
+    """
+
+    params: tuple[int, ...]
+    how: str
+    place: str
+    added: bool = False
+    value: float | None = None
+    of: float | None = None
+
+
+@dataclass
+class Program:
+    """A loss as a function of the live parameters, the batch held fixed. `place` is of the entry that runs.
+
+    Its modules run in the modes that they are in, with the random numbers that they had. `constants` are the
+    tensors that it holds of the script's, with their versions: `stale` says whether one was written to since.
+
+    >>> w = torch.nn.Parameter(torch.tensor([2.0]))
+    >>> Program((), w, weight=torch.tensor([3.0]))().item()
+    6.0
+    """
+
+    entries: Sequence[Entry]
+    root: Any
+    weight: torch.Tensor | None = None
+    constants: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    starts: dict[int, torch.Tensor] = field(default_factory=dict)
+    place: str = ""
+    value: float = float("nan")
+
+    def __call__(self) -> torch.Tensor:
+        made: dict[int, torch.Tensor] = {number: t.clone() for number, t in self.starts.items()}
+
+        def given(leaf: Any) -> Any:
+            return made[leaf.number] if isinstance(leaf, Slot) else leaf
+
+        for entry in self.entries:
+            self.place = entry.place
+            args, kwargs = tree_map(given, entry.args), tree_map(given, entry.kwargs)
+            with _cast(entry.casts), entry.again() if entry.again is not None else contextlib.nullcontext():
+                out = entry.call(*args, **kwargs)
+            found = tensors_in(args[0]) if entry.changes else tensors_in(out)
+            if len(found) != len(entry.makes):
+                raise ValueError("the model gave other outputs than when the script called it.")
+            for number, t in zip(entry.makes, found, strict=True):
+                if number is not None:
+                    made[number] = t
+        self.place = ""
+        loss: torch.Tensor = given(self.root)
+        return (loss * self.weight).sum() if self.weight is not None else loss.sum() if loss.ndim else loss
+
+    @property
+    def stale(self) -> bool:
+        """Whether the script has written into a tensor that is held here."""
+        return any(t._version != version for t, version in self.constants)
+
+
+class Tape(TorchFunctionMode):
+    """Takes down what depends on the parameters; `program` is the loss's, `detached` what only looks like a penalty.
+
+    >>> w, tape = torch.nn.Parameter(torch.tensor([2.0])), Tape()
+    >>> with tape:
+    ...     loss = (w * torch.tensor([3.0])).sum()
+    >>> again = tape.program(loss)
+    >>> with torch.no_grad():
+    ...     _ = w.fill_(5.0)
+    >>> again().item()
+    15.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+        self.slots: dict[int, tuple[Any, int]] = {}  # id → (weak reference, number)
+        self.starts: dict[int, torch.Tensor] = {}
+        self.lost: dict[int, str] = {}
+        self.derived: dict[int, tuple[Any, tuple[int, ...], str, str, bool]] = {}
+        self.detached: list[Detached] = []
+        self.numbers: list[tuple[float, tuple[int, ...], str]] = []
+        self.count, self.process, self.resting, self.handling = 0, os.getpid(), False, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "backward":
+            self.handling = True
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.handling = False
+        if self.resting or os.getpid() != self.process or name == "__set__":
+            return func(*args, **kwargs)
+        if name == "__get__":
+            out = func(*args, **kwargs)
+            if isinstance(out, torch.Tensor):
+                self._noted(func, name, args, kwargs, out, None)
+            return out
+        leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        again = SameRandomNumbers() if _draws(name, args, kwargs) and any(t.requires_grad for t in leaves) else None
+        self._before(name, leaves)
+        out = func(*args, **kwargs)
+        self._noted(func, name, args, kwargs, out, again)
+        return out
+
+    def called(self, module: Any, args: Any, kwargs: Any, out: Any, again: SameRandomNumbers) -> None:
+        """Take down the call of an outermost module, or of something compiled, that has just returned."""
+        self._prune()
+        self._noted(module, "", args, kwargs, out, again)
+
+    def same(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Take `after` to be `before`: a loss that was scaled is the loss."""
+        number = self._number(before)
+        if number is not None:
+            self.slots[id(after)] = (weakref.ref(after), number)
+
+    # --- what is noted ----------------------------------------------------------------------------------------------
+
+    def _before(self, name: str, leaves: list[torch.Tensor]) -> None:
+        """Keep what an in-place operation is about to overwrite with what depends on a parameter."""
+        if not leaves or not (_in_place(name) and any(self._depends(t) for t in leaves[1:])):
+            return
+        target = leaves[0]
+        if self._number(target) is None and not target.requires_grad:
+            number = self._new(target)
+            self.starts[number] = target.detach().clone()
+
+    def _noted(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, again: Any) -> None:
+        made = tensors_in(args[0]) if _in_place(name) else [out] if isinstance(out, torch.Tensor) else tensors_in(out)
+        inside = isinstance(func, torch.nn.Module)
+        if name in READS:
+            self._read(args, out)
+        if not any(t.requires_grad for t in made):
+            if not inside:
+                self._derive(func, name, args, kwargs, made)
+            return
+        if _in_place(name) and (len(made) != 1 or _learns(made[0])):
+            return  # a parameter that is written to, as by an optimiser
+        needs: set[int] = set()
+
+        def held(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            number = self._number(leaf)
+            if number is not None:
+                needs.add(number)
+                return Slot(number)
+            if leaf.requires_grad and not leaf.is_leaf:
+                number = self._new(leaf)
+                self.lost[number] = LOST.format(node=type(leaf.grad_fn).__name__)
+                needs.add(number)
+                return Slot(number)
+            return leaf
+
+        held_args, held_kwargs = tree_map(held, args), tree_map(held, kwargs)
+        if not inside and not needs and not any(_learns(t) for t in tree_leaves((args, kwargs))):
+            return  # made from constants alone
+        if not inside and name in ADDS:
+            self._added(args, kwargs)
+        changes = _in_place(name)
+        numbers = [self._number(t) if changes and self._number(t) is not None else self._new(t) for t in made]
+        self.entries.append(
+            Entry(func, held_args, held_kwargs, numbers, needs, place(), again, _casts(), changes, inside)
+        )  # fmt: skip
+
+    def _derive(self, func: Any, name: str, args: Any, kwargs: Any, made: list[torch.Tensor]) -> None:
+        """Follow what is computed of parameters where no gradient passes."""
+        params: list[int] = []
+        how, at, absolute = "", "", False
+        for t in tree_leaves((args, kwargs)):
+            if not isinstance(t, torch.Tensor):
+                continue
+            known = self.derived.get(id(t))
+            if known is not None and known[0]() is t:
+                params, how, at, absolute = [*params, *known[1]], known[2], known[3], absolute or known[4]
+            elif _learns(t):
+                params.append(id(t))
+            elif (number := self._number(t)) is not None and self._penalised(number):
+                params, absolute, at = [*params, *self._penalised(number)], True, at or place()
+        if not params:
+            return
+        descriptor = getattr(func, "__self__", None)
+        word = getattr(descriptor, "__name__", name) if name == "__get__" else name
+        if word in ("grad", "_grad"):
+            return
+        how = how or (word if word in ("data", "detach") else "no_grad")
+        absolute, at = absolute or word in ABSOLUTE, at or place()
+        for t in made:
+            self.derived[id(t)] = (weakref.ref(t), tuple(params), how, at, absolute)
+
+    def _penalised(self, number: int) -> tuple[int, ...]:
+        """The parameters of whose absolute values alone an entry was made."""
+        for entry in reversed(self.entries):
+            if number in entry.makes:
+                leaves = tree_leaves((entry.args, entry.kwargs))
+                own = tuple(id(t) for t in leaves if isinstance(t, torch.Tensor) and _learns(t))
+                if entry.inside:
+                    return ()
+                if getattr(entry.call, "__name__", "") in ABSOLUTE and own:
+                    return own
+                return tuple(p for n in entry.needs if n != number for p in self._penalised(n))
+        return ()
+
+    def _added(self, args: Any, kwargs: Any) -> None:
+        for t in tree_leaves((args, kwargs)):
+            if isinstance(t, torch.Tensor):
+                known = self.derived.get(id(t))
+                if known is not None and known[0]() is t and known[4]:
+                    self.detached.append(Detached(known[1], known[2], known[3], True, _value(t)))
+            elif isinstance(t, float) and t and self.numbers:
+                value, params, at = self.numbers[-1]
+                self.detached.append(Detached(params, "item", at, True, t, value))
+
+    def _read(self, args: Any, out: Any) -> None:
+        t = args[0] if args else None
+        if not isinstance(t, torch.Tensor) or not isinstance(out, float):
+            return
+        known, number = self.derived.get(id(t)), self._number(t)
+        if known is not None and known[0]() is t and known[4]:
+            self.numbers.append((out, known[1], known[3]))
+        elif number is not None and (params := self._penalised(number)):
+            self.numbers.append((out, params, place()))
+
+    # --- tensors and their numbers ----------------------------------------------------------------------------------
+
+    def _number(self, t: torch.Tensor) -> int | None:
+        known = self.slots.get(id(t))
+        return known[1] if known is not None and known[0]() is t else None
+
+    def _new(self, t: torch.Tensor) -> int:
+        self.count += 1
+        self.slots[id(t)] = (weakref.ref(t), self.count)
+        return self.count
+
+    def _depends(self, t: torch.Tensor) -> bool:
+        return t.requires_grad
+
+    def _prune(self) -> None:
+        """Forget what led to nothing that is still alive, so that a loop without a step costs no memory."""
+        alive = {number for ref, number in self.slots.values() if ref() is not None}
+        self.slots = {key: value for key, value in self.slots.items() if value[0]() is not None}
+        kept: list[Entry] = []
+        for entry in reversed(self.entries):
+            if any(n in alive for n in entry.makes):
+                alive |= entry.needs
+                kept.append(entry)
+        self.entries = kept[::-1]
+
+    # --- the program ------------------------------------------------------------------------------------------------
+
+    def program(self, loss: torch.Tensor, weight: torch.Tensor | None = None) -> Program:
+        """What leads to the loss. Raises ValueError, in words, where a part of that was not seen."""
+        number = self._number(loss)
+        if number is None:
+            if not _learns(loss):
+                raise ValueError(LOST.format(node=type(loss.grad_fn).__name__).replace("a tensor", "the loss", 1))
+            return Program((), loss, weight)
+        needed, kept = {number}, []
+        for entry in reversed(self.entries):
+            if entry.changes or any(n in needed for n in entry.makes):
+                needed |= entry.needs
+                kept.append(entry)
+        for n, why in self.lost.items():
+            if n in needed:
+                at = next((e.place for e in kept if n in e.needs and e.place), "")
+                raise ValueError(f"it depends on {why}{f' ({at})' if at else ''}")
+        constants = [
+            (t, t._version)
+            for entry in kept
+            for t in tree_leaves((entry.args, entry.kwargs))
+            if isinstance(t, torch.Tensor) and not _learns(t) and not t.is_inference()
+        ]
+        starts = {n: t for n, t in self.starts.items() if n in needed}
+        return Program(kept[::-1], Slot(number), weight, constants, starts)
+
+
+def tensors_in(out: Any, depth: int = 4) -> list[torch.Tensor]:
+    """The tensors of a nest of containers and plain objects, always in the same order.
+
+    >>> [t.item() for t in tensors_in({"b": torch.tensor(1), "a": [torch.tensor(2), 3]})]
+    [1, 2]
+    """
+    if isinstance(out, torch.Tensor):
+        return [out]
+    if depth == 0 or out is None or isinstance(out, (str, bytes, int, float, torch.nn.Module)):
+        return []
+    if isinstance(out, dict):
+        inner: Any = list(out.values())
+    elif isinstance(out, (list, tuple)):
+        inner = out
+    elif is_dataclass(out) or hasattr(out, "__dict__"):
+        inner = list(vars(out).values())
+    else:
+        return []
+    return [t for item in inner for t in tensors_in(item, depth - 1)]
+
+
+def _learns(t: Any) -> bool:
+    return isinstance(t, torch.Tensor) and t.requires_grad and t.is_leaf
+
+
+def _in_place(name: str) -> bool:
+    dunder = name.startswith("__") and name.endswith("__")
+    return (
+        name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
+        if dunder
+        else name.endswith("_")
+        and not name.endswith("__")
+        and not name.startswith("requires_grad")
+        and name != "detach_"
+    ) or name == "__setitem__"
+
+
+def _draws(name: str, args: Any, kwargs: Any) -> bool:
+    return any(word in name for word in RANDOM) or (
+        name in ATTENDS and any(bool(kwargs.get(option)) for option in ("dropout_p", "training"))
+    )
+
+
+def _casts() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    """Autocast as it stands, on the devices where it is on."""
+    if not torch._C._is_any_autocast_enabled():
+        return ()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return tuple((d, True, torch.get_autocast_dtype(d)) for d in devices if torch.is_autocast_enabled(d))
+
+
+@contextlib.contextmanager
+def _cast(casts: tuple[tuple[str, bool, torch.dtype], ...]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for device, on, dtype in casts:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=on))
+        yield
+
+
+def _value(t: torch.Tensor) -> float | None:
+    return float(torch.Tensor.item(t)) if t.numel() == 1 else None
+
+
+def place() -> str:
+    """File and line of the innermost frame that is not torch's, nor ours; of a program's entry, where that was made.
+
+    >>> place().startswith("<doctest")
+    True
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if frame.f_code is Program.__call__.__code__:
+            at: str = frame.f_locals["self"].place
+            return at
+        if not name.startswith((*LIBRARY, "<frozen")):
+            return f"{name.rpartition(f'site-packages{os.sep}')[2].removeprefix(os.getcwd() + os.sep)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
