@@ -432,6 +432,39 @@ def test_over_budget(share, told):
     assert (of(findings(facts, steps(5)), "over-budget") is not None) is told
 
 
+def test_a_short_run_may_spend_its_allowance():
+    facts = SGD | {"budget": 0.05, "share": 0.6, "seconds": 5.0, "spent": 3.0, "steps": 50, "made": {"step": 9}}
+    assert of(findings(facts, steps(9)), "over-budget") is not None
+    assert of(findings(facts | {"allowance": 3.0}, steps(9)), "over-budget") is None
+    assert of(findings(facts | {"allowance": 1.0}, steps(9)), "over-budget") is not None
+
+
+@pytest.mark.parametrize(("active", "told"), [(0.0, "All ReLUs are off"), (0.004, "More than 99"), (0.006, None)])
+def test_a_layer_whose_units_are_all_off(active, told):
+    rows = steps(15, kink_share=0.0, active_by_layer={"1": active, "3": 0.5})
+    found = of(findings(SGD, rows), "dead-layers")
+    assert (found is None) is (told is None)
+    if told:
+        assert found.title.startswith(told) and "1 of 2 layers" in found.title and found.level == "problem"
+    few = of(findings(SGD, steps(12, active_by_layer={"1": 0.0})), "dead-layers")
+    assert few.level == "note"  # four steps in the last third
+    woke = steps(9, active_by_layer=[{"1": 0.0}] * 8 + [{"1": 0.5}])
+    assert of(findings(SGD, woke), "dead-layers") is None
+
+
+@pytest.mark.parametrize(("late", "said"), [(0.97, None), (0.99, "did not fall"), (1.5, "rose")])
+def test_a_loss_that_does_not_fall(late, said):
+    rows = [{"kind": "trace", "step": t + 1, "loss": 1.0 if t < 30 else late} for t in range(60)]
+    found = of(findings(SGD, rows), "loss-not-falling")
+    assert (found is None) is (said is None) and (said is None or said in found.title)
+    assert of(findings(SGD, rows[:49]), "loss-not-falling") is None
+
+
+def test_the_step_of_a_batch_is_not_told_of_many():
+    rows = [row | {"data": f"the script's own batch at step {i}, 2 backward calls"} for i, row in enumerate(steps(9))]
+    assert Record(SGD, rows).data(rows).startswith("Data: the script's own batch, 2 backward calls. One batch")
+
+
 def test_not_found():
     missing = [{"what": "the loss", "why": "backward was called on a sum", "line": "monitor.loss(loss)"}]
     found = of(findings({"missing": missing}, []), "not-found")

@@ -318,6 +318,7 @@ class Monitor:
             "ended": _iso(self._clock + now - self._began),
             "seconds": now - self._began,
             "budget": self.budget,
+            "allowance": self.allowance,
             "spent": self.spent,
             "share": self.share,
             "steps": self.t,

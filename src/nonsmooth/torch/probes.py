@@ -76,6 +76,7 @@ class Probes:
             "flipped": step.flipped,
             "units": sum(f.units for f in step.flips if not f.whole),
             "flips_by_layer": step.flips_by_layer,
+            "active_by_layer": vectors.active,
             "ties": step.ties,
             "undefined": list(step.undefined),
             "unseen": list(step.unseen),

@@ -20,6 +20,12 @@ OVERSPENT = 0.02
 """Over the budget by more than two points of the wall clock is told."""
 
 
+TRACED = 50
+"""The losses from which on a tenth of them is a mean, and not a single batch."""
+FALLEN = 0.02
+"""A loss that fell by less than a fiftieth of itself over a whole run did not fall."""
+
+
 def failures(record: Record) -> Iterator[Finding]:
     """A crash, a loss that is not finite, steps without a split, probes that failed or were too dear, what is missing.
 
@@ -28,6 +34,7 @@ def failures(record: Record) -> Iterator[Finding]:
     """
     yield from _crashed(record)
     yield from _not_finite(record)
+    yield from _learns_nothing(record)
     yield from _undefined(record)
     yield from _probes(record)
     yield from _missing(record)
@@ -90,6 +97,29 @@ def _not_finite(record: Record) -> Iterator[Finding]:
         "torch.autograd.set_detect_anomaly(True)  # slow: only to find the operation",
         first,
         "step",
+    )
+
+
+def _learns_nothing(record: Record) -> Iterator[Finding]:
+    losses = [loss for row in record.traces if (loss := finite(row, "loss")) is not None]
+    if len(losses) < TRACED or not any(losses):
+        return
+    few = max(1, len(losses) // 10)
+    first, late = sum(losses[:few]) / few, sum(losses[-few:]) / few
+    if late < first - FALLEN * abs(first):
+        return
+    rose = late > first + FALLEN * abs(first)
+    yield Finding(
+        "loss-not-falling",
+        "note",
+        f"The loss {'rose' if rose else 'did not fall'}: {say(first)} at the start, {say(late)} at the end.",
+        f"Means over the first and the last tenth of {len(losses)} losses that the script called backward on; the "
+        f"lowest was {say(min(losses))}.",
+        "What is measured of steps that lead nowhere says little of steps that would. A loss that need not fall, as of "
+        "a game or of a policy, is another matter.",
+        "See whether gradients reach all layers, and whether the learning rate is too large or next to nothing.",
+        number=late,
+        unit="at the end",
     )
 
 
@@ -178,7 +208,8 @@ def _probes(record: Record) -> Iterator[Finding]:
             "probes",
         )
     used = finite(record.facts, "share")
-    if used is not None and budget is not None and used > budget + OVERSPENT:
+    allowed = (finite(record.facts, "allowance") or 0.0) / (finite(record.facts, "seconds") or math.inf)
+    if used is not None and budget is not None and used > budget + allowed + OVERSPENT:
         yield Finding(
             "over-budget",
             "note",

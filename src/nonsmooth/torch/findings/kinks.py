@@ -20,6 +20,8 @@ MOVED = 0.2
 """A share that changed by less from start to end is called steady."""
 SWITCHING = 0.05
 """A step that moves more than a twentieth of all units to another piece leaves the piece that it was computed on."""
+DEAD = 0.005
+"""Half a hundredth of the units: what passes through so few of them is next to no gradient."""
 ENOUGH = 5
 """Steps to be seen before a layer is said never to switch."""
 SMOOTH = 1e-3
@@ -43,6 +45,7 @@ def kinks(record: Record) -> Iterator[Finding]:
         yield from _none(record)
     else:
         yield from _share(record)
+    yield from _dead(record)
     yield from _flips(record)
     yield from _ties(record)
     yield from _hidden(record)
@@ -200,6 +203,29 @@ def _flips(record: Record) -> Iterator[Finding]:
             number=float(len(still)),
             unit="layers",
         )
+
+
+def _dead(record: Record) -> Iterator[Finding]:
+    layers = _layers(record.steps, "active_by_layer")
+    off = {layer: late for layer, values in layers.items() if (late := max(last_third(values))) <= DEAD}
+    if not off:
+        return
+    rows = last_third(record.steps)
+    most = max(off.values())
+    yield Finding(
+        "dead-layers",
+        "problem" if len(rows) >= ENOUGH else "note",
+        f"{'All' if not most else f'More than {percent(1 - most)} of the'} ReLUs are off in {len(off)} of "
+        f"{len(layers)} layers: {listed(map(_layer, off))}.",
+        f"The share of units that pass their input on, at its largest in the last third, {record.where(rows)}. "
+        f"{record.data(rows)}",
+        "A unit that is off passes no gradient: what lies before it does not learn. Low sharpness and few kinks "
+        "are then signs of a dead network, not of a calm one.",
+        "Begin again with a lower learning rate, a warm-up, normalisation, or a kink that leaks (LeakyReLU). None of "
+        "these was tried here.",
+        number=most,
+        unit="of the units on",
+    )
 
 
 def _ties(record: Record) -> Iterator[Finding]:

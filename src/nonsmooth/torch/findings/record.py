@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,6 +59,10 @@ class Trial:
         if base is None and self.base.get("diverged") is True:
             beside = "; unchanged it diverged"
         return f"{head}{moved}{beside}."
+
+
+AT = re.compile(r" (of|at) step [0-9]+")
+"""Which step a batch was of: in each row, not in words about many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +148,7 @@ class Record:
 
     def data(self, rows: Sequence[Row]) -> str:
         """On which data the rows were measured, and what that means for them, as a sentence."""
-        kinds = list(dict.fromkeys(str(row["data"]) for row in rows if row.get("data")))
+        kinds = list(dict.fromkeys(AT.sub("", str(row["data"])) for row in rows if row.get("data")))
         if not kinds:
             return "On which data is not known."
         said = f"Data: {'; '.join(kinds[:2])}."

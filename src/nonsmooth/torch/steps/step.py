@@ -186,6 +186,17 @@ class Vectors:
     before: Selection
 
     @property
+    def active(self) -> dict[str, float]:
+        """The share of ReLU units that pass their input on, before the step, by the module that they are in."""
+        counts: dict[str, tuple[int, int]] = {}
+        for c in self.before.choices:
+            if c.operation in ("relu", "relu6") and isinstance(c.piece, torch.Tensor):
+                on = int((c.piece == 1).sum())
+                had = counts.get(c.layer, (0, 0))
+                counts[c.layer] = (had[0] + on, had[1] + c.piece.numel())
+        return {layer: on / units for layer, (on, units) in counts.items() if units}
+
+    @property
     def digests(self) -> tuple[tuple[str, str, int], ...]:
         """The layer and name of each operation with kinks, in the order of the run, and a CRC of its pieces."""
         return tuple(
