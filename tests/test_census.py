@@ -772,7 +772,7 @@ def test_a_script_runs_to_its_first_backward(end, tmp_path, monkeypatch, capsys)
         ("1 / 0", "train.py: it raised ZeroDivisionError: division by zero (train.py:1), before its first backward();"),
         ("raise SystemExit(3)", "train.py: it left with exit code 3, before its first backward();"),
         ("import sys; sys.exit('no data')", "train.py: it said: no data, before its first backward();"),
-        ("def", "train.py: it raised SyntaxError"),
+        ("def", "train.py: is not a Python script (invalid syntax, line 1)"),
     ],
 )
 def test_a_script_without_a_model_ends_in_one_sentence(source, says, tmp_path, monkeypatch):

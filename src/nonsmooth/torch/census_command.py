@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nonsmooth.torch.census import Census, census, eagerly, record
 from nonsmooth.torch.interception import Interception
+from nonsmooth.torch.script import run_script, script_of
 
 __all__ = ["census_of"]
 
@@ -56,14 +56,13 @@ def census_of(target: str, arguments: Sequence[str] = ()) -> Census:
 
 
 def _of_script(path: Path, arguments: list[str]) -> Census:
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
+    script_of(path)
     watch = Interception(sys._getframe(), _leave)
     ended = None
-    with _as_main(path, arguments), _from_the_first_call(watch):
+    with _from_the_first_call(watch):
         try:
             with eagerly(), watch:
-                runpy.run_path(str(path), run_name="__main__")
+                run_script(path, arguments)
         except _Seen:
             pass
         except SystemExit as left:
@@ -116,19 +115,6 @@ def _said(wrong: BaseException) -> str:
         trace = trace.tb_next
     first = (str(wrong).strip().splitlines() or [""])[0]
     return f"{type(wrong).__name__}{f': {first}' if first else ''}{f' ({places[-1]})' if places else ''}"
-
-
-@contextmanager
-def _as_main(path: Path, arguments: list[str]) -> Iterator[None]:
-    """`sys.argv` and the first entry of `sys.path`, as for a script."""
-    argv, first = sys.argv, str(path.resolve().parent)
-    sys.argv = [str(path), *arguments]
-    sys.path.insert(0, first)
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        sys.path.remove(first)
 
 
 @contextmanager
