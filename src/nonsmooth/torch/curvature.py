@@ -20,8 +20,6 @@ from nonsmooth.torch.lanczos import Pairs, guided, largest, tridiagonal
 
 __all__ = ["Sharpness", "Spectrum", "Trace", "by_layer", "sharpness", "sharpness_of", "spectrum", "trace"]
 
-ADMIXED = (1.0, 0.3, 0.1)
-"""A start for one value is this mixture of the last Ritz vectors, so that a second that overtakes the first is seen."""
 NOISE = 0.03
 """The length of the random vector in each start, so that no direction is shut out for good."""
 
@@ -127,7 +125,7 @@ def sharpness_of(
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
-        given = _mixed(vectors.detach().to(hessian.device, hessian.dtype), k, _noise(hessian, 1, generator))
+        given = _again(vectors.detach().to(hessian.device, hessian.dtype), k, _noise(hessian, 1, generator))
     pairs = largest(hessian, given, k, tol, max_products, generator, start is not None)
     return _record(pairs, k, tol, pairs.products)
 
@@ -136,13 +134,11 @@ def _noise(hessian: Hessian, count: int, generator: torch.Generator) -> torch.Te
     return torch.randn(hessian.dim, count, generator=generator, dtype=torch.float64).to(hessian.device, hessian.dtype)
 
 
-def _mixed(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
-    """What to start from: for one value a mixture of the vectors, for more the first k of them, noise in the last."""
-    noise = NOISE * noise / torch.linalg.vector_norm(noise)
-    if k > 1:
-        return torch.cat([vectors[:, : k - 1], vectors[:, k - 1 : k] + noise], 1)
-    shares = torch.tensor(ADMIXED[: vectors.shape[1]]).to(vectors)
-    return vectors[:, : len(shares)] @ shares[:, None] + noise
+def _again(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
+    """What to start from: one vector more than are asked for, so that one which overtakes is there; noise in the last."""
+    block = vectors[:, : k + 1].clone()
+    block[:, -1:] += NOISE * noise / torch.linalg.vector_norm(noise)
+    return block
 
 
 def _record(pairs: Pairs, k: int, tol: float, products: int) -> Sharpness:

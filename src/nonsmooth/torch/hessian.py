@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nonsmooth.torch.undisturbed import undisturbed
+from nonsmooth.torch.undisturbed import streams, undisturbed
 
 __all__ = ["Batches", "Hessian", "over"]
 
@@ -73,10 +73,11 @@ def over(
     >>> Hessian(loss, [w])(torch.ones(1)).tolist()  # 2(1 + 4 + 16)/3, and not the mean of 5 and 32
     [14.0]
     """
-    if iter(loader) is loader:
-        raise TypeError("over: the loader can be gone through only once; give a list or a DataLoader.")
-    batches = loader if hasattr(loader, "__len__") else list(loader)
     own = {id(g): g for g in (getattr(o, "generator", None) for o in _samplers(loader)) if g is not None}
+    with streams(*own.values()):  # a DataLoader draws a number whenever it is begun
+        if iter(loader) is loader:
+            raise TypeError("over: the loader can be gone through only once; give a list or a DataLoader.")
+        batches = loader if hasattr(loader, "__len__") else list(loader)
     measure = size or _length
 
     def parts() -> Iterator[Part]:
