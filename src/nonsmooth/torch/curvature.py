@@ -135,7 +135,7 @@ def _noise(hessian: Hessian, count: int, generator: torch.Generator) -> torch.Te
 
 
 def _again(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
-    """What to start from: one vector more than are asked for, so that one which overtakes is there; noise in the last."""
+    """What to start from: one vector more than are asked for, which might overtake; noise in the last."""
     block = vectors[:, : k + 1].clone()
     block[:, -1:] += NOISE * noise / torch.linalg.vector_norm(noise)
     return block

@@ -114,7 +114,7 @@ def _error(theta: np.ndarray, r: np.ndarray, past: list[np.ndarray], trusted: bo
     back = TRUSTED_STEPS if trusted else STEPS
     growth = np.full(len(r), np.inf)
     if len(past) >= back:
-        before = past[-BACK]
+        before = past[-back]
         growth[: len(before)] = theta[: len(before)] - before[: len(theta)]
     return np.maximum(errors(theta, r), growth) if trusted else 2 * np.maximum(r, growth)
 
