@@ -112,9 +112,50 @@ def test_the_first_kink_in_the_order_of_the_run(two):
     a = [pieces(2, 1, 1, 1), pieces(4, 1, 2, 3)]
     b = [pieces(2, 1, 1, 1), pieces(4, 1, 7, 8)]
     assert two(a, b).kink == (4, "layer1", "relu")
-    assert two([pieces(2, 1, 1)], [pieces(2, 1, 1, 5)]).kink == (2, "layer2", "relu")
-    other = [pieces(2, 1) | {"selection": [["layer0", "abs", 1]]}]
-    assert two([pieces(2, 1)], other).kink == (2, "layer0", "relu")
+    assert two(a, b).operations is None
+    assert "whose active pieces differ before step 4, of 2 common measured steps." in str(two(a, b))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "operations", "said"),
+    [
+        ([["1", "relu", 1], ["3", "max", 2]], [["3", "max", 9]], (2, 1, ("1", "relu"), ("3", "max")),
+         "The runs have other operations: kink 1 is relu in layer 1 in a and max in layer 3 in b, before step 2."),
+        ([["1", "relu", 1]], [["1", "abs", 1]], (2, 1, ("1", "relu"), ("1", "abs")),
+         "The runs have other operations: kink 1 is relu in layer 1 in a and abs in layer 1 in b, before step 2."),
+        ([["0", "abs", 1], ["1", "relu", 1]], [["0", "abs", 2]], (2, 2, ("1", "relu"), None),
+         "The runs have other operations: kink 2 is relu in layer 1 in a and there is none in b, before step 2."),
+        ([["0", "abs", 1]], [["0", "abs", 1], ["", "relu", 1]], (2, 2, None, ("", "relu")),
+         "The runs have other operations: kink 2 is relu in b and there is none in a, before step 2."),
+        ([["1", "relu", 1]], [], (2, 1, ("1", "relu"), None),
+         "b has no kinks at all before step 2; a has 1 operation with kinks, first relu in layer 1."),
+        ([], [["1", "relu", 1], ["2", "abs", 1]], (2, 1, None, ("1", "relu")),
+         "a has no kinks at all before step 2; b has 2 operations with kinks, first relu in layer 1."),
+    ],
+)  # fmt: skip
+def test_other_operations_are_not_other_pieces(two, tmp_path, a, b, operations, said):
+    found = two(*([pieces(2) | {"selection": selection}] for selection in (a, b)))
+    assert (found.kink, found.operations) == (None, operations) and found.sentences[1] == said
+    page = plain(write_comparison(tmp_path / "a", tmp_path / "b", tmp_path / "ab.html").read_text(encoding="utf-8"))
+    assert "Kinks: they part" in page and "pieces differ" not in page
+
+
+def test_few_common_measured_steps_are_said_and_the_checksums_called_in(two):
+    a, b = ([trace(t, w=t == 5 and k) for t in range(1, 9)] + [pieces(2, 1), pieces(7, k)] for k in (1, 2))
+    few = " Only 2 measured steps in common; by the checksums of 8 common steps the weights part between step 4 and 5."
+    assert two(a, b).sentences[1].endswith("differ before step 7, of 2 common measured steps." + few)
+    assert "checksums" not in two(a[:-2], b[:-2]).sentences[1]
+    many = [pieces(t, 1) for t in range(10, 20)]
+    assert "checksums" not in two(a + many, b + many).sentences[1]
+
+
+def test_a_curve_of_one_point_is_a_marker_with_its_step(two, tmp_path):
+    step = {"kind": "step", "loss_after": 1.0, "kink_share": "nan"}
+    two([step | {"step": 4}, step | {"step": 6, "loss_after": "nan"}], [step | {"step": t} for t in (2, 4)])
+    page = write_comparison(tmp_path / "a", tmp_path / "b", tmp_path / "ab.html").read_text(encoding="utf-8")
+    lines = {name: line["style"] for name, line in lines_of(page, "loss-1").items()}
+    assert lines == {"a": "markers", "b": "line"}
+    assert "a has one point, at step 4." in plain(page) and "b has one point" not in plain(page)
 
 
 def test_other_pieces_at_equal_weights_mean_other_data(two):

@@ -16,8 +16,9 @@ EXAMPLES = sorted(FOLDER.glob("*.py"))
 MUTANTS = [
     ("sparse_logistic.py", "L1(lam), weights(model)", "L1(0 * lam), weights(model)"),
     ("group_sparse_mlp.py", "density=KEPT / UNITS", "density=1.0"),
+    ("edge_of_stability.py", '"GELU": nn.GELU', '"GELU": nn.ReLU'),
 ]
-"""An example, and a line of it made wrong: without a penalty, or without a target below 1."""
+"""An example, and a line of it made wrong: without a penalty, without a target below 1, with kinks in a smooth twin."""
 
 
 def run(script: Path, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -358,7 +359,8 @@ def test_flips(flipped, level):
     found = of(findings({}, rows), "flips")
     assert (
         found.level == level
-        and found.title == f"{flipped} units switch to another piece in a step, {flipped}.0 % of all."
+        and found.title
+        == f"{flipped} unit outputs (units × samples) switch to another piece in a step, {flipped}.0 % of all."
     )
     assert f"{100 * (flipped - 1) // flipped} % of all switches are in layer '1'" in found.evidence
 
@@ -385,7 +387,7 @@ def test_ties():
     assert found(9).level == "note" and "torch returns 0 at 0" in found(9).evidence and "net.py:3" in found(9).evidence
     half = found(1, scaled=True)
     assert half.level == "note" and "half precision" in half.why and "float32" in half.do
-    assert "5 measured steps" in found(0, after=2).evidence and "2 units" in found(0, after=2).title
+    assert "5 measured steps" in found(0, after=2).evidence and "2 unit outputs" in found(0, after=2).title
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
@@ -692,6 +694,217 @@ def test_nothing_unusual_only_where_nothing_is_a_problem():
     assert of(findings(SGD, []), "nothing-unusual") is None
 
 
+# --- what the words may not claim -------------------------------------------------------------------------------------
+
+
+def stable(largest, note="stable up to 3, unstable from 4", **facts):
+    what_if = [trial("as-it-is", 0.6, lr=0.5), trial("largest-stable-lr", 0.3, lr=largest, note=note)]
+    return findings(SGD | {"what_if": what_if} | facts, [])
+
+
+def test_stable_says_what_it_is_and_is_no_advice():
+    note = "stable up to 3, unstable from 4, 8 runs of 50 steps; on the batches of steps 7, 8, 9, taken in turn"
+    found = of(stable(3.0, note), "learning-rate")
+    assert "over 50 steps the loss neither becomes non-finite nor ends more than a tenth of |f| above" in found.evidence
+    assert "on 3 cached batches" in found.evidence and not found.do and not found.lines
+    one = of(stable(3.0, "a; on the batch of step 7"), "learning-rate")
+    assert "on 1 cached batch," in one.evidence and "cached" not in of(stable(3.0, "a"), "learning-rate").evidence
+
+
+@pytest.mark.parametrize(("largest", "note", "told"), [(499.0, "a", True), (500.0, "a", False)])
+def test_a_search_that_gave_up_is_not_told(largest, note, told):
+    assert (of(stable(largest, note), "learning-rate") is not None) is told
+    assert of(stable(8.0, "stable up to the last lr tried, 13 runs of 50 steps"), "learning-rate") is None
+
+
+@pytest.mark.parametrize(("optimizers", "advised"), [(1, True), (2, False)])
+def test_no_advice_on_the_rate_where_several_optimisers_step(optimizers, advised):
+    what_if = [trial("as-it-is", 0.4), trial("half-lr", 0.3), trial("largest-stable-lr", 0.3, lr=0.2)]
+    facts = SGD | {"what_if": what_if, "optimizers": optimizers}
+    found = findings(facts, steps(20, loss=1.0, loss_after=2.0) + sharp(*[1.0] * 9))
+    assert (of(found, "learning-rate") is not None) is advised
+    assert ("Halve" in of(found, "loss-raising").do) is advised and bool(of(found, "loss-raising").lines) is advised
+    half = of(found, "half-lr")
+    assert bool(half.lines) is advised and bool(half.do) is advised
+    assert ("What the other optimisers train stood still" in half.evidence) is not advised
+    assert ("Halve" in of(found, "edge-of-stability").do) is advised
+
+
+@pytest.mark.parametrize(("end", "faded"), [(0.0051, False), (0.0049, True)])
+def test_trials_from_the_end_of_a_schedule_say_nothing(end, faded):
+    rows = [{"kind": "trace", "step": t, "loss": 1.0, "lr": [lr]} for t, lr in enumerate((0.1, 0.5, end), 1)]
+    what_if = [trial("as-it-is", 0.4), trial("half-lr", 0.3), trial("largest-stable-lr", 0.3, lr=0.002)]
+    found = findings(SGD | turned(1.0) | {"what_if": what_if}, rows)
+    for name in ("learning-rate", "half-lr", "l1-turning"):
+        assert (of(found, name) is None) is faded
+    told = of(found, "schedule-ended")
+    assert (told is not None) is faded
+    if faded:
+        assert told.level == "note" and "ended at 0.0049, 1.0 % of its highest" in told.title
+        assert of(findings(SGD, rows), "schedule-ended") is None
+    raising = findings(SGD | {"what_if": what_if}, rows + steps(20, loss=1.0, loss_after=2.0))
+    assert ("Halve" in of(raising, "loss-raising").do) is not faded
+
+
+@pytest.mark.parametrize(("through", "bounces"), [("autograd", True), ("grad", True), ("proximal", False)])
+def test_the_threshold_under_a_penalty_that_bounces(through, bounces):
+    rows = steps(9, curvature=4.0, threshold=4.0, kink=2.4, smooth=1.6) + sharp(*[0.3] * 9)
+    found = findings(SGD | l1(terms=[{"name": "w", "lam": 1.0, "through": through}]), rows)
+    blind = of(found, "sharpness-blind")
+    assert blind.level == ("note" if bounces else "problem")
+    assert ("in part that is the chatter of penalised weights" in blind.title) is bounces
+    assert ("there is none" in blind.why) is not bounces
+    calm = of(found, "edge-of-stability")
+    assert "room" not in words(calm) and "calm" not in calm.title
+    assert "calm" in of(findings(SGD, sharp(*[0.3] * 9)), "edge-of-stability").title
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps"),
+    [("bfloat16", 2.0**-7), ("torch.float16", 2.0**-10), ("float32", 2.0**-23), ("float64", 2.0**-52)],
+)
+def test_rounding_by_the_dtype(dtype, eps):
+    slow = {"optimizer": {"name": "SGD", "groups": [{"lr": 0.9}]}, "model": {"dtype": dtype}}
+    for by, told in ((3 * eps, False), (6 * eps, True)):
+        after = 1.0 + by
+        found = findings(slow, lemma_rows(after, n=12))
+        assert (of(found, "lsmooth-fails").level == "note") is told
+        assert (of(found, "loss-raising") is not None) is told
+
+
+def test_a_scaler_means_half_precision():
+    rows = steps(20, loss=1.0, loss_after=1.0 + 2.0**-9)
+    assert of(findings(SGD | {"model": {"dtype": "float32"}}, rows), "loss-raising") is not None
+    assert of(findings(SGD | {"model": {"dtype": "float32"}, "scaled": True}, rows), "loss-raising") is None
+
+
+@pytest.mark.parametrize(("last", "still"), [(9.08, True), (9.1, False)])
+def test_norms_that_do_not_move_are_no_effect_of_the_penalty(last, still):
+    rows = [{"multiple": m, "norm": n} for m, n in ((0.5, last), (1.0, 9.0), (4.0, 9.0))]
+    facts = l1(turning={"rows": rows, "steps": 100, "turn": None, "settled": True}, lr=[1e-9])
+    found = of(findings(facts, []), "l1-turning")
+    assert ("moved nothing" in found.title) is still and found.level == ("note" if still else "fine")
+    assert ("At the learning rate 1e-09" in found.why) is still
+    moved = of(findings(facts | l1(turning=facts["l1"]["turning"]), []), "l1-turning")
+    assert "learning rate 1e-09" not in moved.why
+
+
+def test_a_clipped_gradient_is_told_with_its_threshold():
+    rows = steps(9, curvature=4.0, threshold=4.0, kink=3.0, smooth=1.0) + sharp(*[0.3] * 9)
+    for facts, said in (({}, ""), ({"clipped": False}, ""), ({"clipped": True, "clip": 0.25}, ".grad was 0.25 of it")):
+        found = findings(SGD | facts, rows)
+        for name in ("edge-of-stability", "sharpness-blind"):
+            evidence = of(found, name).evidence
+            assert said in evidence and ("threshold is then larger" in evidence) is bool(said)
+        assert of(found, "sharpness-blind").level == ("note" if said else "problem")
+    assert of(findings(SGD | {"clipped": True}, sharp(*[2.0] * 9)), "edge-of-stability").level == "note"
+
+
+@pytest.mark.parametrize(("data", "noisy"), [("the script's full batch", False), ("the script's own batch", True)])
+def test_a_full_batch_has_no_minibatch_noise(data, noisy):
+    rows = steps(9, kink_share=0.3, data=data) + sharp(*[0.3] * 9, data=data)
+    found = findings(SGD | l1(flickering=5, by_penalty=50, data="the batch of step 9"), rows)
+    assert ("noisy" in of(found, "kink-share").evidence) is noisy
+    assert ("Minibatch noise" in of(found, "l1-flicker").why) is noisy
+    assert ("noise of the batches" in of(found, "l1-chatter").evidence) is noisy
+    assert ("noisy" in of(found, "l1-no-zeros").evidence) is noisy
+
+
+@pytest.mark.parametrize(("flipped", "stays"), [(900, True), (1100, False)])
+def test_steps_stay_on_their_piece_only_below_a_hundredth(flipped, stays):
+    found = of(findings({}, steps(9, flipped=flipped, units=100000)), "flips")
+    assert ("stay mostly" in found.why) is stays
+    assert "115008 unit outputs" in of(findings({}, steps(9, flipped=115008, units=10**7)), "flips").title
+    assert "stay mostly" not in of(findings({}, steps(9, flipped=1)), "flips").why
+
+
+@pytest.mark.parametrize(("share", "calm"), [(0.89, True), (0.9, False)])
+def test_what_is_nearly_all_kinks_is_not_nothing_unusual(share, calm):
+    assert (of(findings(SGD, steps(9, kink_share=share)), "nothing-unusual") is not None) is calm
+
+
+@pytest.mark.parametrize(("held", "calm"), [(0, False), (1, True)])
+def test_where_all_probes_of_a_kind_failed_nothing_is_calm(held, calm):
+    rows = steps(9, kink_share=0.1) + sharp(*[0.1] * held)
+    rows.append({"kind": "stability", "step": 20, "error": "RuntimeError: no"})
+    assert (of(findings(SGD, rows), "nothing-unusual") is not None) is calm
+
+
+def test_an_interruption_is_no_crash():
+    for facts in ({"interrupted": True}, {"interrupted": True, "crashed": "KeyboardInterrupt", "exit_code": 130}):
+        found = findings(facts | {"steps": 7, "crashed": "KeyboardInterrupt: "}, [])
+        assert of(found, "crashed") is None and of(found, "interrupted").level == "note"
+        assert of(found, "interrupted").title == "The run was interrupted after 7 optimiser steps."
+    assert of(findings({"interrupted": False, "crashed": "E"}, []), "interrupted") is None
+
+
+def test_where_the_loss_ceased_to_be_finite_and_what_is_told_of_before():
+    rows = [{"kind": "trace", "step": 10, "loss": 1.0}, {"kind": "trace", "step": 20, "loss": "nan"}]
+    found = of(findings({}, rows), "loss-not-finite")
+    assert "between step 10 (the last finite one seen) and step 20" in found.title and found.number == 20
+    assert "at step 20." in of(findings({}, [rows[0] | {"step": 19}, rows[1]]), "loss-not-finite").title
+    late = [row | {"step": t, "kink_share": 0.0} for t, row in enumerate(steps(9), 21)]
+    shares = steps(9, kink_share=0.8, loss=1.0) + rows[1:] + late
+    share = of(findings({}, shares), "kink-share")
+    assert share.number == 0.8 and "up to step 19: from then on the loss is not finite" in share.evidence
+    again = findings({}, [*shares, {"kind": "trace", "step": 40, "loss": 1.0}])  # a step that a scaler skipped
+    assert of(again, "kink-share").number == 0.0 and "up to step" not in of(again, "kink-share").evidence
+
+
+@pytest.mark.parametrize(("total", "early"), [(15, False), (16, True)])
+def test_a_last_third_that_is_not_the_end_says_so(total, early):
+    found = of(findings({"steps": total}, steps(9, kink_share=0.8)), "kink-share")
+    assert (f"the last was at step 9 of {total}" in found.evidence) is early
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_script_that_writes_to_weights(edited):
+    what_if = [trial("as-it-is", 0.4), trial("half-lr", 0.3)]
+    found = findings(l1() | {"edited": edited, "what_if": what_if}, [])
+    assert (of(found, "edited") is not None) is edited
+    conditional = "If what the script itself writes to weights is no proximal step: take"
+    for name in ("l1-no-zeros", "l1-chatter"):
+        assert of(found, name).do.startswith(conditional) is edited
+    assert of(found, "l1-no-zeros").lines
+    assert ("unchanged it went" in of(found, "half-lr").evidence) is not edited
+    assert ("without the script's own writes" in of(found, "half-lr").evidence) is edited
+
+
+def test_a_reason_is_told_once_and_in_one_sentence():
+    why = "RuntimeError: element 0 of tensors does not require grad. " + "See the documentation of autograd. " * 9
+    missing = [{"what": "the loss", "why": why}, {"what": "the model", "why": why}]
+    rows = [{"kind": kind, "step": 1, "error": why} for kind in ("step", "stability")]
+    found = findings({"missing": missing}, rows)
+    assert text(found).count("element 0") == 1 and "See the documentation" not in text(found)
+    assert "the loss, the model: RuntimeError: element 0" in of(found, "not-found").evidence
+    assert "the same reason as told above" in of(found, "probes-failed-step").evidence
+    other = findings({"missing": missing}, [rows[0] | {"error": "ValueError: " + 300 * "x"}])
+    assert f"ValueError: {147 * 'x'}… (×1)" in of(other, "probes-failed-step").evidence
+
+
+def test_each_lint_has_a_reason_of_its_own():
+    torch_lints = pytest.importorskip("nonsmooth.torch.l1_audit.lints")
+    from pathlib import Path
+
+    from nonsmooth.torch.findings.penalty import WHY
+
+    source = Path(torch_lints.__file__).read_text(encoding="utf-8")
+    named = set(re.findall(r"return Lint\(\s*\"([a-z-]+)\"", source))
+    assert named == set(WHY) and len(set(WHY.values())) == len(WHY)
+    lint = {"id": "mean-not-sum", "says": "A mean.", "evidence": "e"}
+    assert of(findings(l1(lints=[lint]), []), "l1-lint-mean-not-sum").why == WHY["mean-not-sum"]
+
+
+def test_chatter_names_the_steps_of_its_window():
+    rows = [{"kind": "chatter", "step": 120, "window": 100, "chattering": 50, "weights": 100, "amplitude": 0.1}]
+    evidence = of(findings(l1(watched="run"), rows), "l1-chatter").evidence
+    assert "Signs watched over steps 21 to 120 of the run." in evidence
+    evidence = of(findings(l1(watched="continuation"), rows), "l1-chatter").evidence
+    assert "a continuation of 100 steps from the end" in evidence and "21 to 120" not in evidence
+    assert "Signs watched over 100 steps." in of(findings(l1(), rows), "l1-chatter").evidence
+    assert "(steps 21 to 120)" in of(findings({}, rows), "l1-unexplained").evidence
+
+
 # --- nothing raises ---------------------------------------------------------------------------------------------------
 
 NUMBERS = st.one_of(
@@ -768,6 +981,11 @@ FACT_KEYS = [
     "steps",
     "made",
     "skipped",
+    "optimizers",
+    "clipped",
+    "clip",
+    "edited",
+    "interrupted",
 ]
 FACTS = st.fixed_dictionaries({}, optional=dict.fromkeys(FACT_KEYS, JSON))
 

@@ -277,8 +277,8 @@ def test_findings_stand_gravest_first_with_all_they_say(page):
 def test_what_was_tried_leaves_out_columns_without_a_number_and_says_diverged(page):
     part = page[page.index('id="tried"') : page.index('id="timeline"')]
     heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', part)
-    assert heads == ["change", "lr", "steps", "loss before", "loss after", "lowest", "steps that raised it, %", "κ̄"]
-    assert "twice the learning rate 1.2 100 0.5 diverged — 71 — " in plain(part)
+    assert heads == ["change", "loss before", "loss after", "lr", "steps", "lowest", "steps that raised it, %", "κ̄"]
+    assert "twice the learning rate 0.5 diverged 1.2 100 — 71 — " in plain(part)
     assert part.count('<td class="num">') == 3 * 7
     assert "twice the learning rate : left the finite numbers at step 12" in plain(part)
     one = render_run({"what_if": [row | {"note": "on one batch"} for row in WHAT_IF]}, [])
@@ -305,6 +305,19 @@ def test_the_curves_are_those_of_the_rows(folder, page):
     larger = sum(abs(row["kink"]) > abs(row["smooth"]) for row in steps)
     assert f"The kink part was the larger at {larger} of 60." in plain(page)
     assert "Chatter was not measured" in plain(page)
+
+
+def test_whose_norm_the_chatter_section_draws_and_what_flips_count():
+    rows = [
+        {"step": 9, "kind": "chatter", "window": 8, "weights": 115008, "chattering": 5, "amplitude": 0.1, "norm": 3.0},
+        {"step": 9, "kind": "step", "flipped": 7, "units": 115008},
+    ]
+    for facts, penalised in (({}, False), ({"l1": {"terms": []}}, False), ({"l1": {"terms": [{"lam": 0.1}]}}, True)):
+        words = plain(render_run(facts, rows))
+        assert ("The L1 norm of all penalised weights" in words) is penalised
+        assert ("The L1 norm of the weights followed" in words) is not penalised
+        assert "Unit outputs (units × samples)" in words
+        assert "of 115008 with kinks." in words and "of 115008 followed." in words and "× 10⁵" not in words
 
 
 def test_the_census_has_kinks_first_and_the_rest_folded(page):

@@ -81,12 +81,30 @@ def test_searches_that_find_no_end():
     w = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = optim.SGD([w], lr=1e-3)
     flat = only(optimizer, lambda: 0 * w.sum(), steps=2, changes=["largest-stable-lr"])
-    assert "stable up to the last lr tried, 13 runs" in flat.note and flat.lr == 1e-3 * 2**12
+    assert flat.note.startswith("no limit found up to 4096 times, 13 runs of 2 steps") and flat.lr == 1e-3 * 2**12
     still = only(optim.SGD([w], lr=0.0), lambda: w.sum(), steps=2, changes=["largest-stable-lr"])
     assert (still.note, still.lr) == ("the lr is 0: nothing to scale", 0.0)
     upwards = optim.SGD([w], lr=1e-3, maximize=True)
-    never = only(upwards, lambda: w.square().sum(), steps=2, changes=["largest-stable-lr"])
-    assert "no stable lr found" in never.note and never.lr == 1e-3 / 2**12
+    never = only(upwards, lambda: w.sum() - 1, steps=2, changes=["largest-stable-lr"])  # from 0: no tenth to spare
+    assert never.note.startswith("no stable lr found") and never.lr == 1e-3 / 2**12
+
+
+def test_a_bounded_bounce_is_stable_where_it_stays_within_a_tenth():
+    """f = 1 + |w| under gradient descent, at lr 0.1: w bounces between ±0.05; at 0.2, from 0.05 to −0.15."""
+    w = nn.Parameter(torch.tensor([0.05], dtype=torch.float64))
+    found = only(optim.SGD([w], lr=0.1), lambda: 1 + w.abs().sum(), steps=40, changes=["largest-stable-lr"])
+    assert "stable: the loss does not end a tenth above where it began" in found.note
+    assert found.lr > 0.1 and found.loss_after <= 1.05 * 1.1 < 1.2 and not found.diverged
+    low, high = (float(found.note.split()[i].rstrip(",")) for i in (1, 3))
+    options = {"steps": 40, "changes": ["as-it-is"]}
+    ends = [only(optim.SGD([w], lr=lr), lambda: 1 + w.abs().sum(), **options).loss_after for lr in (low, high)]
+    assert ends[0] <= 1.05 * 1.1 < ends[1]
+
+
+def test_a_loss_below_zero_may_end_a_tenth_of_its_size_higher():
+    w = nn.Parameter(torch.tensor([0.05], dtype=torch.float64))
+    found = only(optim.SGD([w], lr=0.1), lambda: w.abs().sum() - 1.05, steps=40, changes=["largest-stable-lr"])
+    assert -1.0 < found.loss_after <= -0.9 and found.lr > 0.1
 
 
 def test_orbit_curvature_is_that_of_the_measured_steps():

@@ -160,7 +160,9 @@ def audit(
     ] = None,
     budget: Annotated[float, typer.Option("--budget", help="The share of wall clock that probes may take.")] = 0.05,
     optimizer: Annotated[int, typer.Option("--optimizer", min=1, help="Which optimiser, by the order they step.")] = 1,
-    trials: Annotated[int, typer.Option("--trials", min=0, help="Steps of each what-if at the end; 0 for none.")] = 50,
+    trials: Annotated[
+        int, typer.Option("--trials", min=0, help="Steps of each what-if at the end: 16 or more, or 0 for none.")
+    ] = 50,
 ) -> None:
     """Run a PyTorch script unchanged and say what non-differentiability does to its training.
 

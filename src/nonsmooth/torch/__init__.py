@@ -51,8 +51,10 @@ PAGES = {
     "compare": "comparison",
     "write_comparison": "comparison",
     "write_run_report": "run_report",
+    "LightningAudit": "integrations",
+    "TransformersAudit": "integrations",
 }
-"""What draws pages, and is imported when it is asked for."""
+"""What draws pages or needs a trainer, and is imported when it is asked for."""
 
 
 def __getattr__(name: str) -> Any:

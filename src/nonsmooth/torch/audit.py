@@ -36,7 +36,7 @@ __all__ = ["Audit"]
 
 KEPT = 4
 """The batches that what-ifs at the end take in turn."""
-ALLOWANCE = 3.0
+ALLOWANCE = 2.0
 """The seconds of probes that a short run may take beside its budget."""
 NEXT = 1.15
 """How far apart, by this factor, the steps are whose batches are kept, if no probe asks for more."""
@@ -99,7 +99,11 @@ class Audit:
         self.missing: list[dict[str, str]] = []
         self.facts: dict[str, Any] = {}
         self.kept: deque[Batch] = deque(maxlen=KEPT)
-        self.capture = Capture(self._before, self._after)
+        self.capture = Capture(self._guarded(self._before), self._guarded(self._after))
+        self._given_up = False
+        self.interrupted, self._edited = False, False
+        self._left: dict[int, int] = {}  # versions of the parameters after the last step
+        self._same = 0  # batches in a row that were one and the same
         self._optimizers: list[weakref.ref[Optimizer]] = []
         self._steps: dict[int, int] = {}
         self._why = ""
@@ -123,8 +127,26 @@ class Audit:
 
     def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
         self.capture.__exit__()
+        self.interrupted = isinstance(error, KeyboardInterrupt)
         crashed = error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt))
         self.finish(f"{type(error).__name__}: {error}".partition("\n")[0] if crashed else None)
+
+    def _guarded(self, call: Callable[..., None]) -> Callable[..., None]:
+        """The run goes on, whatever the audit meets: it is given up then, and says so."""
+
+        def guarded(*args: Any) -> None:
+            if self._given_up:
+                return
+            began, counted = time.perf_counter(), 0.0 if self.monitor is None else self.monitor.spent
+            try:
+                call(*args)
+                if self.monitor is not None:  # what no probe has counted
+                    self.monitor.spent += max(0.0, time.perf_counter() - began - (self.monitor.spent - counted))
+            except Exception as error:
+                self._given_up = True
+                self._lacks("the rest of the run", f"{type(error).__name__}: {error}".partition("\n")[0], "")
+
+        return guarded
 
     def _number(self, optimizer: Optimizer) -> int:
         for i, ref in enumerate(self._optimizers):
@@ -150,6 +172,7 @@ class Audit:
             self.monitor.begin()
         self.monitor.before()
         held = [p for _, p in self.monitor.probes.params()]
+        self._edited |= any(self._left.get(id(p), p._version) != p._version for p in held)
         self._x = [p.detach().clone() for p in held] if self._checks < 2 or self.agreement is None else None
 
     def _after(self, optimizer: Optimizer, heard: Heard) -> None:
@@ -170,15 +193,25 @@ class Audit:
         closure = self.kept[-1] if self.kept and self.kept[-1].step == monitor.t + 1 else None
         wanted = monitor.wants
         if wanted is not None and closure is None:
-            why = heard.why or self._why or "no backward was heard before the step"
+            late = (
+                "it was computed before any module was called"
+                if heard.losses
+                else "no backward was heard before the step"
+            )
+            why = heard.why or self._why or late
+            if monitor.t == 0:
+                monitor.wants = None  # a penalty may be computed before the model's first call; the next step is whole
             monitor.closure = _unheard(f"the loss could not be followed: {why}")
         count = self.agreement.count if self.agreement is not None else 1
         words = "" if count == 1 else f", {count} backward calls"
         monitor.after(
             closure,
-            f"the script's own batch at step {monitor.t + 1}{words}",
+            f"the script's full batch{words}"
+            if self._same > 1
+            else f"the script's own batch at step {monitor.t + 1}{words}",
             sum(float(loss.sum()) for loss in heard.losses[-count:]) if heard.losses else None,
         )
+        self._left = {id(p): p._version for _, p in monitor.probes.params()}
         if monitor.wants is not None or monitor.t >= self._next:
             self._next = max(monitor.t + 1, int(NEXT * monitor.t))
             self.capture.listen()
@@ -211,6 +244,8 @@ class Audit:
             self._counts = True
             with quietly():
                 self._census = self._counted(batch)
+        last = self.kept[-1].identity if self.kept else None
+        self._same = self._same + 1 if last and last == batch.identity else 0
         self.kept.append(batch)
         monitor.spend("step", began)
 
@@ -222,8 +257,12 @@ class Audit:
         models.sort(key=share, reverse=True)
         if models and share(models[0]):
             monitor.model = models[0]
-            for m in reversed(models):
-                monitor.probes.names |= {id(p): n.replace("_orig_mod.", "") for n, p in m.named_parameters()}
+            names = monitor.probes.names
+            for i, m in enumerate(models):
+                head = f"{type(m).__name__}-{i + 1}." if i else ""
+                for name, p in m.named_parameters():
+                    name = name.replace("_orig_mod.", "")
+                    names.setdefault(id(p), head + name if name in names.values() else name)
 
     def _checked(self, optimizer: Optimizer, heard: Heard, named: dict[str, torch.Tensor], step: int) -> Batch:
         """The batch that the optimiser saw, and what else is in its gradient; raises as `agreement` does."""
@@ -268,7 +307,11 @@ class Audit:
         facts: dict[str, Any] = {} if monitor is None else monitor.facts()
         facts |= {
             "command": self.command or None,
-            "crashed": crashed,
+            "crashed": None if self.interrupted else crashed,
+            "interrupted": self.interrupted,
+            "optimizers": len(self._optimizers),
+            "edited": self._edited,
+            "clip": self.agreement.clip if self.agreement is not None else None,
             "exit_code": exit_code,
             "missing": self.missing,
             "loss": self._words(),
@@ -300,6 +343,10 @@ class Audit:
             facts["seconds"],
             monitor.model if isinstance(monitor.model, torch.nn.Module) else None,
             monitor.chatter,
+            steps_done=monitor.t,
+            chatter_end=monitor.t
+            if monitor.chatter_open
+            else max((int(row["step"]) for row in monitor.rows if row["kind"] == "chatter"), default=0),
         )
         terms = list(self._terms.values())
         facts["l1"] = trials.penalty(terms)
@@ -324,6 +371,10 @@ class Audit:
         if monitor is None:
             seen = len(self._optimizers)
             why = "no torch optimiser made a step" if not seen else f"only {seen} made a step"
+            if self.capture.elsewhere:
+                why += " in the main thread, the only one that is watched"
+            elif self.capture.compiled:
+                why += " that is not compiled into one with the loss, which is out of sight"
             self._lacks("the optimiser", why, "optimizer.step()")
             return
         if not self.kept:

@@ -56,7 +56,8 @@ def audit_script(
     audit = Audit(
         budget=budget, folder=folder, which=which, trials=trials, command=["nonsmooth", "audit", str(path), *arguments]
     )
-    code, crashed, hook = 0, None, sys.excepthook
+    code, crashed = 0, None
+    sys.excepthook = sys.__excepthook__  # the command line has set one of its own
     audit.__enter__()
     try:
         run_script(path, arguments)
@@ -64,8 +65,9 @@ def audit_script(
         code = _exit_code(left)
     except BaseException as error:
         crashed = f"{type(error).__name__}: {error}".partition("\n")[0]
+        audit.interrupted = isinstance(error, KeyboardInterrupt)
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
-        _show(error, hook)
+        _show(error)
     finally:
         audit.capture.__exit__()
     _flush()
@@ -87,13 +89,13 @@ def _exit_code(left: SystemExit) -> int:
     return 1
 
 
-def _show(error: BaseException, hook: object) -> None:
+def _show(error: BaseException) -> None:
     """As Python shows it, from the script's own frame on; by the script's own hook, if it has set one."""
     trace: TracebackType | None = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(str(Path(__file__).parent)):
         trace = trace.tb_next
     shown = error.with_traceback(trace)
-    (sys.__excepthook__ if sys.excepthook is hook else sys.excepthook)(type(shown), shown, trace)
+    sys.excepthook(type(shown), shown, trace)
 
 
 def _say(words: str) -> None:

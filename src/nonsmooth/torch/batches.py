@@ -43,6 +43,11 @@ class Batch:
         return sum(program.value for program in self.programs)
 
     @property
+    def identity(self) -> tuple[tuple[int, tuple[int, ...], int], ...]:
+        """The tensors that it holds of the script's, by their memory: of a full batch they are the same each time."""
+        return tuple((t.data_ptr(), tuple(t.shape), t._version) for p in self.programs for t, _ in p.constants)
+
+    @property
     def stale(self) -> bool:
         """Whether the script has written into the batch since."""
         return any(program.stale for program in self.programs)
@@ -101,11 +106,11 @@ def agreement(
                 loss = program()
                 live = loss.requires_grad
                 found = torch.autograd.grad(loss, params, allow_unused=True) if live else (None,) * len(params)
-            gap = max(gap, abs(float(loss) - program.value) / max(abs(program.value), 1e-12))
+            gap = max(gap, abs(float(loss.detach()) - program.value) / max(abs(program.value), 1e-12))
             if gap > CLOSE and masks:
                 raise ValueError(
-                    f"computed again, it was {float(loss):.6g} and not {program.value:.6g}; something in it changes "
-                    "from call to call, or the parameters changed before the step"
+                    f"computed again, it was {float(loss.detach()):.6g} and not {program.value:.6g}; something in it "
+                    "changes from call to call, or the parameters changed before the step, as in LBFGS"
                 )
             grads.append(_flat(params, found))
     finally:
@@ -133,16 +138,15 @@ def agreement(
 
 
 def put(params: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Write values into parameters.
+    """Write values into parameters, unseen by autograd: a graph of the script's that holds them stays good.
 
     >>> w = torch.nn.Parameter(torch.zeros(1))
     >>> put([w], [torch.ones(1)])
     >>> w.item()
     1.0
     """
-    with torch.no_grad():
-        for p, value in zip(params, values, strict=True):
-            p.copy_(value)
+    for p, value in zip(params, values, strict=True):
+        p.data.copy_(value)
 
 
 def _flat(params: Sequence[torch.Tensor], values: Sequence[torch.Tensor | None]) -> torch.Tensor:

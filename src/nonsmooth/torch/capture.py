@@ -11,15 +11,17 @@ import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _disable_current_modes
 
 from nonsmooth.torch.steps.evaluation import SameRandomNumbers
 from nonsmooth.torch.tape import Program, Tape
@@ -64,10 +66,12 @@ class Capture:
         self.before, self.after = before, after
         self.tape: Tape | None = None
         self.models: dict[int, weakref.ref[Any]] = {}
-        self.compiled = False
+        self.compiled, self.elsewhere = False, False
         self._heard = Heard()
         self._wanted, self._thread = listening, 0
-        self._within = 0  # outermost steps of an optimiser, of which wrappers make several
+        self._within: list[Optimizer] = []  # the optimisers that step now: a wrapper, and what is in it
+        self._turn = 0  # counts the steps, and what listens to them
+        self._drives: weakref.WeakSet[Module] = weakref.WeakSet()  # modules within whose call there are steps
         self._unscaled: dict[int, tuple[Any, torch.Tensor]] = {}
         self._stack: contextlib.ExitStack | None = None
         self._call = Module.__call__
@@ -95,6 +99,7 @@ class Capture:
         """Take a tape of the step that begins now."""
         self._rest()
         self._wanted = True
+        self._turn += 1
         self._patch()
         self._push(Tape())
 
@@ -103,28 +108,12 @@ class Capture:
     def _push(self, tape: Tape) -> None:
         """Put the tape below all modes of the script's own, so that each of these leaves as it came."""
         self.tape = tape
-        over = []
-        while torch._C._len_torch_function_stack():
-            over.append(torch._C._pop_torch_function_stack())
-            if isinstance(over[-1], DeviceContext):  # which must be the lowest
-                torch._C._push_on_torch_function_stack(over.pop())
-                break
-        for mode in (tape, *reversed(over)):
-            torch._C._push_on_torch_function_stack(mode)
+        below(tape)
 
     def _pull(self) -> Tape | None:
-        """Take the tape off the stack of modes, wherever it is on it."""
+        """Take the tape off the stack of modes, wherever it is on it, and any that was left there from before."""
         tape, self.tape = self.tape, None
-        if tape is None:
-            return None
-        over = []
-        while torch._C._len_torch_function_stack():
-            mode = torch._C._pop_torch_function_stack()
-            if mode is tape:
-                break
-            over.append(mode)
-        for mode in reversed(over):
-            torch._C._push_on_torch_function_stack(mode)
+        push(mode for mode in popped() if not isinstance(mode, Tape))
         return tape
 
     def _patch(self) -> None:
@@ -132,7 +121,7 @@ class Capture:
 
         @functools.wraps(own)
         def call(module: Module, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != capture._thread or not capture._wanted:
+            if threading.get_ident() != capture._thread or not capture._wanted or module in capture._drives:
                 return own(module, *args, **kwargs)
             return capture._outermost(module, functools.partial(own, module), args, kwargs)
 
@@ -146,24 +135,30 @@ class Capture:
 
     def _outermost(self, who: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call from outside of all modules, with nothing of ours on within it."""
-        learns = torch.is_grad_enabled() and (not isinstance(who, Module) or _learns(who))
+        with aside():
+            learns = torch.is_grad_enabled() and (not isinstance(who, Module) or _learns(who))
         tape = self._pull() or (Tape() if learns else None)
-        wanted, self._wanted = self._wanted, False
+        wanted, self._wanted, turn = self._wanted, False, self._turn
         Module.__call__ = self._call  # type: ignore[method-assign]
         again = SameRandomNumbers() if tape is not None else None
         try:
             out = call(*args, **kwargs)
         finally:
-            if self._stack is not None and wanted:
+            if self._stack is not None and wanted and turn == self._turn:  # else there was a step within
                 self._wanted = True
                 self._patch()
                 if tape is not None:
                     self._push(tape)
-        if tape is not None and again is not None:
+        if isinstance(who, Module) and learns:
+            self.models[id(who)] = weakref.ref(who)
+        if isinstance(who, Module) and turn != self._turn:
+            self._drives.add(who)
+            self.models.pop(id(who), None)
+        if tape is not None and again is not None and turn == self._turn:
             tape.resting = True
-            if isinstance(who, Module) and learns:
-                self.models[id(who)] = weakref.ref(who)
-            tape.called(who, args, kwargs, out, again)
+            inner = who.module if isinstance(who, DistributedDataParallel) else who  # which may be called twice a step
+            with aside():
+                tape.called(inner, args, kwargs, out, again)
             tape.resting = False
         return out
 
@@ -174,28 +169,34 @@ class Capture:
     ) -> Any:
         if threading.get_ident() != self._thread or self._stack is None:
             return own(tensors, grad_tensors, *args, **more)
-        tape, wanted = self.tape, self._wanted
-        aside = tape is not None and tape.handling  # in `Tensor.backward` torch has set the mode aside itself
-        if not aside:
+        tape, wanted, turn = self.tape, self._wanted, self._turn
+        aside_by_torch = tape is not None and tape.handling  # in `Tensor.backward` torch has set the mode aside itself
+        if not aside_by_torch:
             self._pull()
         self._wanted = False
         Module.__call__ = self._call  # type: ignore[method-assign]
         try:
             result = own(tensors, grad_tensors, *args, **more)
         finally:
-            if wanted:
+            if wanted and turn == self._turn:
                 self._wanted = True
                 self._patch()
+        if turn != self._turn:  # optimisers stepped meanwhile, from hooks
+            return result
+        with aside():
+            self._note_all(tensors, grad_tensors, tape)
+        if tape is not None:
+            if self._within:  # a closure's: the step itself is not to be heard
+                tape.resting = True
+            if not aside_by_torch:
+                self._push(tape)
+        return result
+
+    def _note_all(self, tensors: Any, grad_tensors: Any, tape: Tape | None) -> None:
         roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
         weights = [grad_tensors] if isinstance(grad_tensors, torch.Tensor) else list(grad_tensors or ())
         for i, root in enumerate(roots):
             self._note(root, weights[i] if i < len(weights) else None, tape)
-        if tape is not None:
-            if self._within:  # a closure's: the step itself is not to be heard
-                tape.resting = True
-            if not aside:
-                self._push(tape)
-        return result
 
     def _note(self, root: torch.Tensor, weight: torch.Tensor | None, tape: Tape | None) -> None:
         known = self._unscaled.get(id(root))
@@ -222,7 +223,8 @@ class Capture:
                 self._push(tape)
         if isinstance(outputs, torch.Tensor) and scaled is not outputs:
             self._unscaled = {k: v for k, v in self._unscaled.items() if v[0]() is not None}
-            self._unscaled[id(scaled)] = (weakref.ref(scaled), outputs.detach())
+            with aside():
+                self._unscaled[id(scaled)] = (weakref.ref(scaled), outputs.detach())
             if tape is not None:
                 tape.same(outputs, scaled)
         return scaled
@@ -252,27 +254,37 @@ class Capture:
     # --- the optimiser ----------------------------------------------------------------------------------------------
 
     def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() != self._thread:
+        if torch.compiler.is_compiling():
             return
-        self._within += 1
-        if self._within > 1:
+        if threading.get_ident() != self._thread:
+            self.elsewhere = True
+            return
+        for i, other in enumerate(self._within):
+            if other is optimizer:  # its last step raised
+                del self._within[i:]
+                break
+        self._within.append(optimizer)
+        if len(self._within) > 1:
             return
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:  # all that leads to this step was heard
             self._heard.tape = self._pull() or self._heard.tape
             self._rest()
-        self.before(optimizer)
+        with aside():
+            self.before(optimizer)
 
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() != self._thread or not self._within:
+        if torch.compiler.is_compiling() or threading.get_ident() != self._thread or not self._within:
             return
-        self._within -= 1
+        self._within.pop()
         if self._within:
             return
+        self._turn += 1
         self._heard.tape = self._pull() or self._heard.tape
         self._rest()
         heard, self._heard = self._heard, Heard()
-        self.after(optimizer, heard)
+        with aside():
+            self.after(optimizer, heard)
 
     def _replace(self, where: Any, name: str, by: Callable[..., Any]) -> None:
         own = getattr(where, name)
@@ -280,6 +292,44 @@ class Capture:
         setattr(where, name, new)
         assert self._stack is not None
         self._stack.callback(lambda: setattr(where, name, own))
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """The script's own modes see nothing of what is done meanwhile. A device that it has set stays set.
+
+    >>> with torch.overrides.BaseTorchFunctionMode(), aside():
+    ...     torch._C._len_torch_function_stack()
+    0
+    """
+    own, dispatched = popped(), torch._C._len_torch_dispatch_stack()
+    push(mode for mode in own if isinstance(mode, DeviceContext))
+    try:
+        with _disable_current_modes() if dispatched else contextlib.nullcontext():
+            yield
+    finally:
+        new = [mode for mode in popped() if isinstance(mode, Tape)]
+        push(own)
+        for tape in new:
+            below(tape)
+
+
+def popped() -> list[Any]:
+    """Take all modes off torch's stack, the lowest first."""
+    return [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())][::-1]
+
+
+def push(modes: Iterable[Any]) -> None:
+    """Put modes on torch's stack, the lowest first."""
+    for mode in modes:
+        torch._C._push_on_torch_function_stack(mode)
+
+
+def below(tape: Tape) -> None:
+    """Put a tape below all modes but a device that is set for good, which torch itself wants to be the lowest."""
+    modes, lowest = popped(), getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    push(mode for mode in modes if mode is lowest)
+    push([tape, *(mode for mode in modes if mode is not lowest)])
 
 
 def _learns(module: Module) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["Comparison", "compare", "write_comparison"]
 
 APART = 1e-3
 """The part of the loss by which two losses differ before it is said so."""
+FEW = 10
+"""The common measured steps below which the checksums are called in."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,10 @@ class Comparison:
     weights: the first common step after which a layer's checksum differs; `equal`: the last common step before it at
     which all were the same; `layer`: the first layer, in the model's order, that differs there. With `same_start` they
     differ from the first common step on, and the loss before it was the same to the bit. kink: the first common
-    measured step before which other pieces were active, as (step, layer, operation) of the first that differs; with
-    `same_weights` they were active at weights that were still equal, so that the data or the random numbers differ.
+    measured step before which other pieces were active, as (step, layer, operation) of the first that differs.
+    operations: in its place where not even the operations with kinks are the same there: (step, number of the first
+    that is another, a's, b's), each (layer, operation), or None where that run has no more. kinks: how many each run
+    has there. With `same_weights` the weights were still equal there, so that the data or the random numbers differ.
     loss: the first common step at which the losses differ by more than 10⁻³ of the larger, as (step, a's, b's).
     compared: common steps with checksums, with selections, with losses. settings: (name, a's, b's) of what was set
     differently. remarks: sentences on what could not be compared. As text, all of it in sentences.
@@ -46,6 +51,8 @@ class Comparison:
     equal: int | None = None
     layer: str | None = None
     kink: tuple[int, str, str] | None = None
+    operations: tuple[int, int, tuple[str, str] | None, tuple[str, str] | None] | None = None
+    kinks: tuple[int, int] = (0, 0)
     same_weights: bool = False
     same_start: bool = False
     loss: tuple[int, float, float] | None = None
@@ -73,18 +80,49 @@ class Comparison:
         return f"The weights part between step {self.equal} and {self.weights}: {first}."
 
     def _on_kinks(self) -> str:
+        few = self._on_few()
         if not self.compared[1]:
             return "Kinks: no common measured step says which pieces were active."
+        if self.operations is not None:
+            return f"{self._on_operations()}{few}"
         if self.kink is None:
-            return f"The same pieces were active before all {_steps(self.compared[1], 'common measured step')}."
+            return f"The same pieces were active before all {_steps(self.compared[1], 'common measured step')}.{few}"
         step, layer, operation = self.kink
         why = (
             " The weights were still equal there, so the data or the random numbers differ."
             if self.same_weights
             else ""
         )
-        where = f"{operation} in layer {layer}" if layer else operation
-        return f"The first kink at which they part is {where}, whose active pieces differ before step {step}.{why}"
+        where = _place((layer, operation))
+        return (
+            f"The first kink at which they part is {where}, whose active pieces differ before step {step}, "
+            f"of {_steps(self.compared[1], 'common measured step')}.{why}{few}"
+        )
+
+    def _on_operations(self) -> str:
+        step, which, a, b = self.operations or (0, 0, None, None)
+        for name, other, count, first in ((self.a, self.b, self.kinks[1], b), (self.b, self.a, self.kinks[0], a)):
+            if first is not None and not self.kinks[name == self.b]:
+                many = f"{count} operation{'s' * (count != 1)} with kinks"
+                return f"{name} has no kinks at all before step {step}; {other} has {many}, first {_place(first)}."
+        there = [f"{_place(one)} in {name}" if one else f"there is none in {name}"
+                 for one, name in ((a, self.a), (b, self.b))]  # fmt: skip
+        if a is None:
+            there.reverse()
+        return f"The runs have other operations: kink {which} is {' and '.join(there)}, before step {step}."
+
+    def _on_few(self) -> str:
+        """Where the checksums of trace rows say more than the few measured steps."""
+        if not 0 < self.compared[1] < FEW or not self.compared[0]:
+            return ""
+        if self.weights is None:
+            parts = "the weights never part"
+        elif self.equal is None:
+            parts = f"the weights differ from step {self.weights} on"
+        else:
+            parts = f"the weights part between step {self.equal} and {self.weights}"
+        only = f" Only {_steps(self.compared[1], 'measured step')} in common;"
+        return f"{only} by the checksums of {_steps(self.compared[0])} {parts}."
 
     def _on_loss(self) -> str:
         if not self.compared[2]:
@@ -106,6 +144,11 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _place(kink: tuple[str, str]) -> str:
+    layer, operation = kink
+    return f"{operation} in layer {layer}" if layer else operation
 
 
 def _steps(n: int, word: str = "common step") -> str:
@@ -137,7 +180,7 @@ def write_comparison(a: str | Path, b: str | Path, target: str | Path) -> Path:
     runs = _read(a, b)
     found = _compared(*runs)
     sections = overlaid(*runs)
-    parted = (found.weights is not None, found.kink is not None, found.loss is not None)
+    parted = (found.weights is not None, (found.kink or found.operations) is not None, found.loss is not None)
     page = document(
         "nonsmooth.torch.run_report",
         "comparison.html",
@@ -177,7 +220,14 @@ def _compared(a: Run, b: Run) -> Comparison:
         if only:
             remarks.append(f"Only {run.name} has the {'layer' if len(only) == 1 else 'layers'} {', '.join(only)}.")
     selections = _common(a, b, "step", lambda row: row.get("selection"))
-    kink = next((k for step, x, y in selections if (k := _first_kink(step, x, y)) is not None), None)
+    kink = operations = None
+    kinks = (0, 0)
+    for step, x, y in selections:
+        operations, kinks = _other_operation(step, x, y), (len(x), len(y))
+        kink = None if operations else _first_kink(step, x, y)
+        if operations or kink:
+            break
+    parted = (kink or operations or (None,))[0]
     losses = _common(a, b, "trace", lambda row: row.get("loss")) or _common(a, b, "step", lambda row: row.get("loss"))
     loss = next(((s, x, y) for s, p, q in losses if _apart(x := number(p), y := number(q))), None)
     return Comparison(
@@ -187,7 +237,9 @@ def _compared(a: Run, b: Run) -> Comparison:
         equal,
         layer,
         kink,
-        kink is not None and equal is not None and kink[0] <= equal + 1,
+        operations,
+        kinks,
+        parted is not None and equal is not None and parted <= equal + 1,
         equal is None and any(step == weights and x == y for step, x, y in losses),
         loss,
         (len(checksums), len(selections), len(losses)),
@@ -220,15 +272,20 @@ def _layers_of_one(
     return [name for name in x if name not in y], [name for name in y if name not in x]
 
 
+def _other_operation(
+    step: int, x: Sequence[Sequence[Any]], y: Sequence[Sequence[Any]]
+) -> tuple[int, int, tuple[str, str] | None, tuple[str, str] | None] | None:
+    """The first operation, in the order of the run, that is another in the other run: its number, and both."""
+    for which, (mine, other) in enumerate(zip_longest(x, y), 1):
+        a, b = (None if one is None else (str(one[0]), str(one[1])) for one in (mine, other))
+        if a != b:
+            return step, which, a, b
+    return None
+
+
 def _first_kink(step: int, x: Sequence[Sequence[Any]], y: Sequence[Sequence[Any]]) -> tuple[int, str, str] | None:
-    """The first operation, in the order of the run, that is another or has another digest."""
-    for mine, other in zip(x, y):
-        if mine != other:
-            return step, str(mine[0]), str(mine[1])
-    if len(x) == len(y):
-        return None
-    extra = max(x, y, key=len)[min(len(x), len(y))]
-    return step, str(extra[0]), str(extra[1])
+    """The first operation, in the order of the run, that has another digest; the operations are the same."""
+    return next(((step, str(p[0]), str(p[1])) for p, q in zip(x, y, strict=True) if p != q), None)
 
 
 def _apart(x: float, y: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,12 @@ from typing import Any
 __all__ = ["Sink", "scalars", "sink"]
 
 PREFIX = "nonsmooth"
+AXIS = "optimizer_step"
+"""What Weights & Biases draws the numbers of a kind against: its own count is the script's."""
+LONGEST = 250
+"""The most characters of a name that MLflow takes."""
+REFUSED = re.compile(r"[^/\w.\- :]")
+"""What it does not take in a name, nor two slashes in a row."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,11 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
 def sink(loggers: Sequence[Any] | None) -> list[Sink]:
     """What takes the rows: of the loggers given, or, for None, of a Weights & Biases run or an MLflow run that is on.
 
+    MLflow: rows go to the run that is on at the first of them, and to no other; while none is on they wait, for a run
+    of our own would be in the script's way. Weights & Biases: rows are sent with the script's next `log`, so that its
+    count stays what it is; of several rows of a kind between two of these it keeps the last. Each kind has an x axis of
+    its own, "nonsmooth/<kind>/optimizer_step".
+
     Raises TypeError, in one sentence, for what is none of these.
 
     >>> sink(()), len(sink([print]))
@@ -71,9 +83,9 @@ def _of(logger: Any) -> Sink:
     if hasattr(logger, "add_scalar"):
         return Sink(f"TensorBoard ({name})", lambda row: _tensorboard(logger, row))
     if hasattr(logger, "log_metrics") and hasattr(logger, "active_run"):
-        return Sink("MLflow", lambda row: _mlflow(logger, row))
+        return Sink("MLflow", _MLflow(logger))
     if hasattr(logger, "log") and hasattr(logger, "define_metric"):
-        return Sink("Weights & Biases", lambda row: _wandb(logger, row))
+        return Sink("Weights & Biases", _Wandb(logger))
     if callable(logger):
         return Sink(getattr(logger, "__name__", name), logger)
     raise TypeError(
@@ -97,14 +109,46 @@ def _tensorboard(writer: Any, row: Mapping[str, Any]) -> None:
         writer.add_scalar(name, number, row["step"])
 
 
-def _wandb(run: Any, row: Mapping[str, Any]) -> None:
-    """Without `step=`: the script's own count of its calls stays what it is."""
-    found = scalars(row)
-    if found:
-        run.log({**found, f"{PREFIX}/optimizer_step": row["step"]}, commit=False)
+class _Wandb:
+    """Without `step=` and uncommitted: the script's own count of its calls stays what it is."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.defined: set[str] = set()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        found = scalars(row)
+        if not found:
+            return
+        of = f"{PREFIX}/{row['kind']}"
+        axis = f"{of}/{AXIS}"  # of each kind its own: rows that wait for the same `log` are of different steps
+        if of not in self.defined:
+            self.defined.add(of)
+            self.run.define_metric(axis, hidden=True)
+            self.run.define_metric(f"{of}/*", step_metric=axis)
+        self.run.log({**found, axis: row["step"]}, commit=False)
 
 
-def _mlflow(mlflow: Any, row: Mapping[str, Any]) -> None:
-    found = scalars(row)
-    if found:
-        mlflow.log_metrics(found, step=row["step"])
+class _MLflow:
+    """Rows of one run, by its id: `log_metrics` alone starts a run where none is on."""
+
+    def __init__(self, mlflow: Any) -> None:
+        self.mlflow = mlflow
+        self.run: str | None = None
+        self.waiting: list[Mapping[str, Any]] = []
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self.waiting.append(row)
+        if self.run is None:
+            on = self.mlflow.active_run()
+            self.run = None if on is None else on.info.run_id
+        while self.run is not None and self.waiting:
+            first = self.waiting.pop(0)
+            found = {_taken(name): number for name, number in scalars(first).items()}
+            if found:
+                self.mlflow.log_metrics(found, step=first["step"], run_id=self.run)
+
+
+def _taken(name: str) -> str:
+    """A name as MLflow takes it."""
+    return re.sub("/{2,}", "/", REFUSED.sub("_", name))[:LONGEST].rstrip("/")

@@ -83,7 +83,7 @@ class Monitor:
         penalty: str = "as in the closure",
         window: int = 100,
         loggers: Sequence[Any] | None = None,
-        allowance: float = 0.0,
+        allowance: float = 1.0,
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Monitor: optimizer must be a torch optimiser, not {type(optimizer).__name__}.")
@@ -94,8 +94,8 @@ class Monitor:
         self.model, self.optimizer, self.closure = model, optimizer, closure
         if not (isinstance(allowance, (int, float)) and allowance >= 0):
             raise ValueError(f"Monitor: allowance is a number of seconds, 0 or more, not {allowance!r}.")
-        self.budget, self.data, self.allowance, self._free = float(budget), data, float(allowance), 3
-        self._granted = 0.0
+        self.budget, self.data, self.allowance = float(budget), data, float(allowance)
+        self._grid, self._granted = 1, 0.0
         self.penalty = "not in the loss: taken by Proximal" if isinstance(optimizer, Proximal) else penalty
         self.probes = Probes(model, optimizer, window)
         self.rows: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ class Monitor:
         self._made = dict.fromkeys(KINDS, 0)
         self.wants: str | None = "step"
         self._before: list[torch.Tensor] | None = None
-        self._stride, self._windows = 1, 0
+        self._stride, self._windows, self._broke = 1, 0, False
         self.chatter: Chatter | None = None
         self._hooks: list[Any] = []
         self._sinks: list[Sink] = sink(loggers)
@@ -196,16 +196,17 @@ class Monitor:
         kinds = [kind for kind in KINDS if self._failed[kind] < PATIENCE]
         if not kinds:
             return None
+        at = self.t + 1
+        while at > self._grid + 1:
+            self._grid = max(self._grid + 2, math.ceil(self._grid * APART))
+        granted = "step" if at == self._grid else "stability" if at == self._grid + 1 else ""
+        if granted in kinds and self._granted + self._cost[granted] <= self.allowance:
+            self._granted += self._cost[granted]  # on a grid of steps, so that two runs have them in common
+            return granted
         kind = min(kinds, key=lambda k: (bool(self._made[k]), self._used[k]))
         cost, elapsed = self._cost[kind], time.perf_counter() - self._began
         affordable = self.spent + cost <= self.budget * (elapsed + cost)
-        if affordable or not self._made[kind]:
-            return kind
-        if self._granted + cost > self.allowance or self.t + 1 < self._free:
-            return None
-        self._granted += cost
-        self._free = max(self.t + 2, math.ceil((self.t + 1) * APART))
-        return kind
+        return kind if affordable or not self._made[kind] else None
 
     def _has_room(self, kind: str) -> bool:
         return self._used[kind] <= SIDE * self.budget * (time.perf_counter() - self._began)
@@ -232,9 +233,14 @@ class Monitor:
         self.add(kind, row)
 
     def _trace(self, loss: Any) -> None:
-        """A row of the weights' checksums and of the loss, at steps whose distance is a power of two."""
-        if self.t % self._stride:
+        """A row of the weights' checksums and of the loss, at steps whose distance is a power of two.
+
+        And at the first step whose loss is not finite, where looking costs nothing.
+        """
+        broke = not self._broke and isinstance(loss, float) and not math.isfinite(loss)
+        if self.t % self._stride and not broke:
             return
+        self._broke |= broke
         began = time.perf_counter()
         value = float(loss) if loss is not None else None
         lr = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
@@ -331,6 +337,7 @@ class Monitor:
                 "name": type(getattr(module, "_orig_mod", module)).__name__,
                 "parameters": sum(p.numel() for p in module.parameters()),
                 "training": module.training,
+                "dtype": str(next((p.dtype for p in module.parameters()), "")).removeprefix("torch."),
             },
             "device": str(next((p.device for _, p in self.probes.params()), "cpu")),
         }

@@ -12,21 +12,17 @@ from torch.utils._pytree import tree_leaves
 
 from nonsmooth.torch.l1_audit import PenaltyTerm
 from nonsmooth.torch.selection import eagerly
-from nonsmooth.torch.tape import Detached, place
+from nonsmooth.torch.tape import KEEPS, Detached, is_absolute, place
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["detached_terms", "penalty_terms", "proximal_terms"]
 
-VIEWS = frozenset(
-    {"reshape", "view", "flatten", "ravel", "cat", "concat", "concatenate", "stack", "__getitem__", "squeeze"}
-    | {"unsqueeze", "t", "transpose", "permute", "float", "double", "half", "bfloat16", "to", "clone", "contiguous"}
-    | {"__get__", "mul", "__mul__", "view_as", "hstack"}
-)
-"""What leaves absolute values to be taken of the parameter's own numbers (a product only by a number)."""
-ABSOLUTES = frozenset({"abs", "absolute", "__abs__"})
+VIEWS = KEEPS | {"mul", "__mul__"}
+"""What leaves absolute values to be taken of the parameter's own numbers, or of a multiple."""
+PICKS = frozenset({"max", "amax", "topk", "sort", "kthvalue", "min", "amin"})
+"""What takes some of the absolute values by their size: no L1 penalty."""
 L1S = frozenset({"L1", "ElasticNet"})
 """The penalties of a `Proximal` that have λΣ|w| in them."""
-NORMS = frozenset({"norm", "vector_norm"})
 
 
 @dataclass
@@ -54,14 +50,13 @@ class _Finder(TorchFunctionMode):
         if isinstance(out, torch.Tensor) and out.requires_grad:
             params = self._params(first)
             if name == "l1_loss":
-                params = params if self._is_zero(args, kwargs) else ()
-                if params:
+                if params := self._against_zero(args, kwargs):
                     mean = (kwargs.get("reduction") or "mean") == "mean"
                     self._hit(out, params, "mean" if mean else "sum")
-            elif params and name in ABSOLUTES:
-                self._hit(out, params)
-            elif params and name in NORMS and _order(name, args, kwargs) == 1:
-                self._hit(out, params, "sum")
+            elif params and is_absolute(name, args, kwargs):
+                self._hit(out, params, "sum" if "norm" in name else "")
+            elif name in PICKS:
+                self.hits = [hit for hit in self.hits if hit.out is not first]
             elif params and name in VIEWS and _plain_product(name, args):
                 self.origin[id(out)] = (out, params)
             elif name in ("mean", "sum"):
@@ -87,17 +82,22 @@ class _Finder(TorchFunctionMode):
                 return ()
         return tuple(dict.fromkeys(found))
 
-    def _is_zero(self, args: Any, kwargs: Any) -> bool:
-        target = args[1] if len(args) > 1 else kwargs.get("target")
-        return isinstance(target, torch.Tensor) and not target.requires_grad and not bool(target.any())
+    def _against_zero(self, args: Any, kwargs: Any) -> tuple[int, ...]:
+        """The parameters of a loss against zeros, on whichever side these are."""
+        sides = [*args[:2], *(kwargs[name] for name in ("input", "target") if name in kwargs)]
+        for one, other in (sides, sides[::-1]):
+            if not other.requires_grad and not bool(other.any()):
+                return self._params(one)
+        return ()
 
 
 def penalty_terms(closure: Callable[[], torch.Tensor], named: Mapping[str, torch.Tensor]) -> tuple[PenaltyTerm, ...]:
     """The L1 terms on parameters that the closure's loss holds: λ is ∂loss/∂|w|, so that a mean over n has λ/n.
 
-    Seen are `abs`, `norm(p=1)`, `vector_norm(ord=1)` and `l1_loss` against zeros, of parameters, views, casts and
-    concatenations of them, in the loss or inside of the model. Where λ is not the same for all weights of one parameter
-    it is their mean. Random numbers, buffers, modes and `.grad` are left as they were.
+    Seen are `abs`, `norm(p=1)`, `vector_norm(ord=1)` and `l1_loss` against zeros, of parameters, views, casts,
+    multiples and concatenations of them, in the loss or inside of the model. Where λ is not the same for all weights of
+    one parameter it is their mean. What depends on the weights otherwise, as |w|² or |w| in a layer's own map, is no
+    such term. Random numbers, buffers, modes and `.grad` are left as they were.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     >>> penalty_terms(lambda: w.square().sum() + 0.5 * w.abs().mean(), {"w": w})[0].lam
@@ -110,15 +110,27 @@ def penalty_terms(closure: Callable[[], torch.Tensor], named: Mapping[str, torch
         hits = [hit for hit in finder.hits if hit.out.requires_grad]
         if not hits or not loss.requires_grad:
             return ()
-        slopes = torch.autograd.grad(loss, [hit.out for hit in hits], allow_unused=True)
-    terms = []
-    for hit, slope in zip(hits, slopes, strict=True):
-        if slope is None or not bool(slope.isfinite().all()):
-            continue
-        lam = float(slope.double().mean())
-        if lam > 0:
-            terms += [PenaltyTerm(finder.own[p], lam, "autograd", hit.place, hit.reduction) for p in hit.params]
+        slopes = torch.autograd.grad(loss, [hit.out for hit in hits], create_graph=True, allow_unused=True)
+        terms = []
+        for hit, slope in zip(hits, slopes, strict=True):
+            if slope is None or slope.requires_grad or not bool(slope.isfinite().all()):
+                continue
+            held = [named[finder.own[p]] for p in hit.params]
+            signs = torch.autograd.grad(hit.out, held, slope, retain_graph=True, allow_unused=True)
+            for p, sign in zip(held, signs, strict=True):
+                lam = 0.0 if sign is None else _lam(p, sign, slope, hit.reduction)
+                if lam > 0:
+                    terms.append(PenaltyTerm(finder.own[id(p)], lam, "autograd", hit.place, hit.reduction))
     return tuple(terms)
+
+
+def _lam(p: torch.Tensor, sign: torch.Tensor, slope: torch.Tensor, reduction: str) -> float:
+    """λ of a gradient λ sign(w); of the slope of |w|, where all w are 0."""
+    counts = int((p != 0).sum())
+    if counts:
+        return float((sign.double() * p.detach().sign()).sum()) / counts
+    mean = reduction == "mean" and slope.ndim == 0
+    return float(slope.double().mean()) / (p.numel() if mean else 1)
 
 
 def detached_terms(found: list[Detached], named: Mapping[str, torch.Tensor]) -> tuple[PenaltyTerm, ...]:
@@ -158,11 +170,6 @@ def proximal_terms(optimizer: Any, named: Mapping[str, torch.Tensor]) -> tuple[P
         for i in entry["params"]
         if id(group["params"][i]) in names
     )
-
-
-def _order(name: str, args: Any, kwargs: Any) -> Any:
-    key = "p" if name == "norm" else "ord"
-    return args[1] if len(args) > 1 else kwargs.get(key, kwargs.get("p", kwargs.get("ord", 2)))
 
 
 def _plain_product(name: str, args: Any) -> bool:

@@ -51,14 +51,12 @@ class Probes:
         params = self.params()
         after = [p.detach().clone() for _, p in params]
         try:
-            with torch.no_grad():
-                for (_, p), old in zip(params, before, strict=True):
-                    p.copy_(old)
+            for (_, p), old in zip(params, before, strict=True):
+                p.data.copy_(old)  # unseen by autograd: a graph of the script's that holds it stays good
             step, vectors = measured(closure, params, after)
         finally:
-            with torch.no_grad():
-                for (_, p), new in zip(params, after, strict=True):
-                    p.copy_(new)
+            for (_, p), new in zip(params, after, strict=True):
+                p.data.copy_(new)
         self.orbit.update(step)
         split = step.frozen
         return {
@@ -110,13 +108,19 @@ class Probes:
     def _curvature(self, closure: Closure) -> dict[str, Any]:
         if self.bare is None:
             try:
+                scale = step_scale(self.optimizer)
+                held = sum(p.numel() for p in scale.params)
+                if self.start is not None and len(self.start.estimate.vectors) != held:
+                    self.start = None  # parameters were frozen or added since
                 found = self.start = stability(self.optimizer, closure, start=self.start, tol=0.02)
             except TypeError:
                 pass  # an optimiser without a threshold
             else:
                 more = {"threshold": found.threshold, "ratio": found.ratio}
                 return {"sharpness": found.sharpness, "residual": found.residual} | more | _cost_of(found.estimate)
-        bare = self.bare = sharpness(closure, [p for _, p in self.params()], start=self.bare, tol=0.02)
+        params = [p for _, p in self.params()]
+        fits = self.bare is not None and len(self.bare.vectors) == sum(p.numel() for p in params)
+        bare = self.bare = sharpness(closure, params, start=self.bare if fits else None, tol=0.02)
         return {"sharpness": float(bare.value[0]), "residual": float(bare.residual[0])} | _cost_of(bare)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import sys
 import types
@@ -43,8 +44,8 @@ def run_script(path: Path, arguments: Sequence[str] = ()) -> None:
     """
     code = script_of(path)
     main = types.ModuleType("__main__")
-    main.__file__, main.__builtins__ = str(path.absolute()), __builtins__  # type: ignore[attr-defined]
-    main.__dict__["__cached__"] = None
+    main.__file__ = str(path.absolute())
+    main.__dict__.update(__builtins__=builtins, __cached__=None, __annotations__={})
     with _as_main(path, arguments, main):
         exec(code, main.__dict__)
 

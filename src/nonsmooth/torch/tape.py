@@ -21,14 +21,22 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from nonsmooth.torch.steps.evaluation import SameRandomNumbers
 
-__all__ = ["Detached", "Program", "Slot", "Tape", "place", "tensors_in"]
+__all__ = ["Detached", "Program", "Slot", "Tape", "place", "is_absolute", "tensors_in"]
 
 LIBRARY = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
+LIBRARY += (contextlib.__file__,)
 RANDOM = ("dropout", "rand", "normal", "bernoulli", "multinomial", "poisson", "exponential", "gumbel", "rrelu")
 ATTENDS = ("scaled_dot_product_attention", "multi_head_attention_forward")
-ABSOLUTE = frozenset({"abs", "absolute", "abs_", "norm", "vector_norm", "l1_loss", "__abs__"})
+ABSOLUTE = frozenset({"abs", "absolute", "abs_", "l1_loss", "__abs__"})
 ADDS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "sum", "stack"})
 READS = frozenset({"item", "__float__", "tolist"})
+NORMS = frozenset({"norm", "linalg_norm", "linalg_vector_norm"})
+KEEPS = frozenset(
+    {"reshape", "view", "flatten", "ravel", "cat", "concat", "concatenate", "stack", "__getitem__", "squeeze", "hstack"}
+    | {"unsqueeze", "t", "transpose", "permute", "float", "double", "half", "bfloat16", "to", "clone", "contiguous"}
+    | {"__get__", "view_as"}
+)
+"""What leaves a parameter's own numbers as they are."""
 LOST = "a tensor that {node} made, out of sight of what was listened to"
 
 
@@ -56,7 +64,8 @@ class Entry:
     again: SameRandomNumbers | None
     casts: tuple[tuple[str, bool, torch.dtype], ...]
     changes: bool = False
-    inside: bool = False
+    base: int = 0
+    graph: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,8 @@ class Program:
         for entry in self.entries:
             self.place = entry.place
             args, kwargs = tree_map(given, entry.args), tree_map(given, entry.kwargs)
-            with _cast(entry.casts), entry.again() if entry.again is not None else contextlib.nullcontext():
+            again = entry.again() if entry.again is not None else contextlib.nullcontext()
+            with _cast(entry.casts), again, torch.set_grad_enabled(entry.graph and torch.is_grad_enabled()):
                 out = entry.call(*args, **kwargs)
             found = tensors_in(args[0]) if entry.changes else tensors_in(out)
             if len(found) != len(entry.makes):
@@ -141,13 +151,16 @@ class Tape(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.entries: list[Entry] = []
-        self.slots: dict[int, tuple[Any, int]] = {}  # id → (weak reference, number)
+        self.slots: dict[int, tuple[Any, int, bool]] = {}  # id → (weak reference, number, whether a gradient passes)
         self.starts: dict[int, torch.Tensor] = {}
         self.lost: dict[int, str] = {}
+        self.bases: dict[int, int] = {}  # number → whose memory it is in
+        self.pure: dict[int, tuple[tuple[int, ...], bool]] = {}  # number → the parameters it is of alone; as |w|?
         self.derived: dict[int, tuple[Any, tuple[int, ...], str, str, bool]] = {}
         self.detached: list[Detached] = []
         self.numbers: list[tuple[float, tuple[int, ...], str]] = []
         self.count, self.process, self.resting, self.handling = 0, os.getpid(), False, False
+        self.broken = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -163,74 +176,103 @@ class Tape(TorchFunctionMode):
         if name == "__get__":
             out = func(*args, **kwargs)
             if isinstance(out, torch.Tensor):
-                self._noted(func, name, args, kwargs, out, None)
+                with self._safely():
+                    self._noted(func, name, args, kwargs, out, None)
             return out
-        leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        again = SameRandomNumbers() if _draws(name, args, kwargs) and any(t.requires_grad for t in leaves) else None
-        self._before(name, leaves)
+        again = None
+        with self._safely():
+            leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            again = SameRandomNumbers() if _draws(name, args, kwargs) and any(t.requires_grad for t in leaves) else None
+            self._before(name, leaves)
         out = func(*args, **kwargs)
-        self._noted(func, name, args, kwargs, out, again)
+        with self._safely():
+            self._noted(func, name, args, kwargs, out, again)
         return out
+
+    @contextlib.contextmanager
+    def _safely(self) -> Iterator[None]:
+        """The script goes on, whatever a note of it meets; there is no program then."""
+        try:
+            yield
+        except Exception as error:
+            self.broken = self.broken or f"a call could not be noted ({type(error).__name__}: {error}; {place()})"
 
     def called(self, module: Any, args: Any, kwargs: Any, out: Any, again: SameRandomNumbers) -> None:
         """Take down the call of an outermost module, or of something compiled, that has just returned."""
-        self._prune()
-        self._noted(module, "", args, kwargs, out, again)
+        with self._safely():
+            self._prune()
+            self._noted(module, "", args, kwargs, out, again)
 
     def same(self, before: torch.Tensor, after: torch.Tensor) -> None:
         """Take `after` to be `before`: a loss that was scaled is the loss."""
         number = self._number(before)
         if number is not None:
-            self.slots[id(after)] = (weakref.ref(after), number)
+            self.slots[id(after)] = (weakref.ref(after), number, True)
 
     # --- what is noted ----------------------------------------------------------------------------------------------
 
     def _before(self, name: str, leaves: list[torch.Tensor]) -> None:
         """Keep what an in-place operation is about to overwrite with what depends on a parameter."""
-        if not leaves or not (_in_place(name) and any(self._depends(t) for t in leaves[1:])):
+        if not leaves or not (_in_place(name) and any(t.requires_grad for t in leaves[1:])):
             return
         target = leaves[0]
-        if self._number(target) is None and not target.requires_grad:
+        number = self._number(target)
+        if number is None and not target.requires_grad:
             number = self._new(target)
             self.starts[number] = target.detach().clone()
+        if number is not None:
+            self.slots[id(target)] = (weakref.ref(target), number, True)
 
     def _noted(self, func: Any, name: str, args: Any, kwargs: Any, out: Any, again: Any) -> None:
-        made = tensors_in(args[0]) if _in_place(name) else [out] if isinstance(out, torch.Tensor) else tensors_in(out)
-        inside = isinstance(func, torch.nn.Module)
+        changes = _in_place(name) and bool(args)
+        made = tensors_in(args[0]) if changes else [out] if isinstance(out, torch.Tensor) else tensors_in(out)
+        inside = not name  # a module, or something compiled, that was called
         if name in READS:
             self._read(args, out)
         if not any(t.requires_grad for t in made):
             if not inside:
                 self._derive(func, name, args, kwargs, made)
-            return
-        if _in_place(name) and (len(made) != 1 or _learns(made[0])):
+            given = made if _in_place(name) else tree_leaves((args, kwargs)) if made else ()
+            if inside or not any(isinstance(t, torch.Tensor) and self._number(t) is not None for t in given):
+                return  # else it is a mask, say, that is another at other parameters
+        if _in_place(name) and (len(made) != 1 or _learns(made[0]) or _learns(made[0]._base)):
             return  # a parameter that is written to, as by an optimiser
+        pure = None if inside else self._parts(name, args, kwargs)
         needs: set[int] = set()
 
         def held(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
+                if any(t.requires_grad and not _learns(t) for t in tensors_in(leaf)):
+                    self.count += 1
+                    needs.add(self.count)
+                    self.lost[self.count] = f"tensors within a {type(leaf).__name__} that something was called with"
+                    return Slot(self.count)
                 return leaf
             number = self._number(leaf)
-            if number is not None:
-                needs.add(number)
-                return Slot(number)
-            if leaf.requires_grad and not leaf.is_leaf:
+            if number is None and leaf.requires_grad and not _learns(leaf):
                 number = self._new(leaf)
                 self.lost[number] = LOST.format(node=type(leaf.grad_fn).__name__)
-                needs.add(number)
-                return Slot(number)
-            return leaf
+            if number is None:
+                return leaf
+            needs.add(number)
+            return Slot(number)
 
         held_args, held_kwargs = tree_map(held, args), tree_map(held, kwargs)
         if not inside and not needs and not any(_learns(t) for t in tree_leaves((args, kwargs))):
             return  # made from constants alone
         if not inside and name in ADDS:
             self._added(args, kwargs)
-        changes = _in_place(name)
         numbers = [self._number(t) if changes and self._number(t) is not None else self._new(t) for t in made]
+        for number in numbers:
+            if number is not None and pure is not None:
+                self.pure[number] = pure
+            elif number is not None:
+                self.pure.pop(number, None)
+        graph = torch.is_grad_enabled()
+        base = self.bases[numbers[0]] if changes and numbers[0] is not None else 0
         self.entries.append(
-            Entry(func, held_args, held_kwargs, numbers, needs, place(), again, _casts(), changes, inside)
-        )  # fmt: skip
+            Entry(func, held_args, held_kwargs, numbers, needs, place(), again, _casts(), changes, base, graph)
+        )
 
     def _derive(self, func: Any, name: str, args: Any, kwargs: Any, made: list[torch.Tensor]) -> None:
         """Follow what is computed of parameters where no gradient passes."""
@@ -244,8 +286,8 @@ class Tape(TorchFunctionMode):
                 params, how, at, absolute = [*params, *known[1]], known[2], known[3], absolute or known[4]
             elif _learns(t):
                 params.append(id(t))
-            elif (number := self._number(t)) is not None and self._penalised(number):
-                params, absolute, at = [*params, *self._penalised(number)], True, at or place()
+            elif penalised := self._penalised(t):
+                params, absolute, at = [*params, *penalised], True, at or place()
         if not params:
             return
         descriptor = getattr(func, "__self__", None)
@@ -253,29 +295,41 @@ class Tape(TorchFunctionMode):
         if word in ("grad", "_grad"):
             return
         how = how or (word if word in ("data", "detach") else "no_grad")
-        absolute, at = absolute or word in ABSOLUTE, at or place()
+        absolute, at = absolute or is_absolute(word, args, kwargs), at or place()
         for t in made:
             self.derived[id(t)] = (weakref.ref(t), tuple(params), how, at, absolute)
 
-    def _penalised(self, number: int) -> tuple[int, ...]:
-        """The parameters of whose absolute values alone an entry was made."""
-        for entry in reversed(self.entries):
-            if number in entry.makes:
-                leaves = tree_leaves((entry.args, entry.kwargs))
-                own = tuple(id(t) for t in leaves if isinstance(t, torch.Tensor) and _learns(t))
-                if entry.inside:
-                    return ()
-                if getattr(entry.call, "__name__", "") in ABSOLUTE and own:
-                    return own
-                return tuple(p for n in entry.needs if n != number for p in self._penalised(n))
-        return ()
+    def _parts(self, name: str, args: Any, kwargs: Any) -> tuple[tuple[int, ...], bool] | None:
+        """The parameters that a call's gradient goes to, if it has nothing else in it; whether as absolute values."""
+        params: list[int] = []
+        absolute = set()
+        for t in tree_leaves((args, kwargs)):
+            if not isinstance(t, torch.Tensor) or not t.requires_grad:
+                continue
+            known = ((id(t),), False) if _learns(t) else self.pure.get(self._number(t) or 0)
+            if known is None:
+                return None
+            params += known[0]
+            absolute.add(known[1])
+        if len(absolute) != 1 or not params:
+            return None
+        found = tuple(dict.fromkeys(params))
+        if absolute == {True} or is_absolute(name, args, kwargs):
+            return found, True
+        return (found, False) if name in KEEPS else None
+
+    def _penalised(self, t: torch.Tensor) -> tuple[int, ...]:
+        """The parameters of whose absolute values alone a tensor was made."""
+        params, absolute = self.pure.get(self._number(t) or 0, ((), False))
+        return params if absolute else ()
 
     def _added(self, args: Any, kwargs: Any) -> None:
         for t in tree_leaves((args, kwargs)):
             if isinstance(t, torch.Tensor):
                 known = self.derived.get(id(t))
                 if known is not None and known[0]() is t and known[4]:
-                    self.detached.append(Detached(known[1], known[2], known[3], True, _value(t)))
+                    value = t.item() if t.numel() == 1 else None
+                    self.detached.append(Detached(known[1], known[2], known[3], True, value))
             elif isinstance(t, float) and t and self.numbers:
                 value, params, at = self.numbers[-1]
                 self.detached.append(Detached(params, "item", at, True, t, value))
@@ -284,29 +338,28 @@ class Tape(TorchFunctionMode):
         t = args[0] if args else None
         if not isinstance(t, torch.Tensor) or not isinstance(out, float):
             return
-        known, number = self.derived.get(id(t)), self._number(t)
+        known = self.derived.get(id(t))
         if known is not None and known[0]() is t and known[4]:
             self.numbers.append((out, known[1], known[3]))
-        elif number is not None and (params := self._penalised(number)):
+        elif params := self._penalised(t):
             self.numbers.append((out, params, place()))
 
     # --- tensors and their numbers ----------------------------------------------------------------------------------
 
     def _number(self, t: torch.Tensor) -> int | None:
+        """Its number, if what was noted of it still holds: a custom function gives a gradient to what had none."""
         known = self.slots.get(id(t))
-        return known[1] if known is not None and known[0]() is t else None
+        return known[1] if known is not None and known[0]() is t and known[2] >= t.requires_grad else None
 
     def _new(self, t: torch.Tensor) -> int:
         self.count += 1
-        self.slots[id(t)] = (weakref.ref(t), self.count)
+        self.slots[id(t)] = (weakref.ref(t), self.count, t.requires_grad)
+        self.bases[self.count] = id(t if t._base is None else t._base)
         return self.count
-
-    def _depends(self, t: torch.Tensor) -> bool:
-        return t.requires_grad
 
     def _prune(self) -> None:
         """Forget what led to nothing that is still alive, so that a loop without a step costs no memory."""
-        alive = {number for ref, number in self.slots.values() if ref() is not None}
+        alive = {number for ref, number, _ in self.slots.values() if ref() is not None}
         self.slots = {key: value for key, value in self.slots.items() if value[0]() is not None}
         kept: list[Entry] = []
         for entry in reversed(self.entries):
@@ -314,20 +367,29 @@ class Tape(TorchFunctionMode):
                 alive |= entry.needs
                 kept.append(entry)
         self.entries = kept[::-1]
+        books: tuple[dict[int, Any], ...] = (self.bases, self.pure, self.lost, self.starts)
+        for book in books:
+            for n in book.keys() - alive:
+                del book[n]
+        self.derived = {key: value for key, value in self.derived.items() if value[0]() is not None}
 
     # --- the program ------------------------------------------------------------------------------------------------
 
     def program(self, loss: torch.Tensor, weight: torch.Tensor | None = None) -> Program:
         """What leads to the loss. Raises ValueError, in words, where a part of that was not seen."""
+        if self.broken:
+            raise ValueError(self.broken)
         number = self._number(loss)
         if number is None:
             if not _learns(loss):
                 raise ValueError(LOST.format(node=type(loss.grad_fn).__name__).replace("a tensor", "the loss", 1))
             return Program((), loss, weight)
         needed, kept = {number}, []
+        memory = {self.bases.get(number, 0)}
         for entry in reversed(self.entries):
-            if entry.changes or any(n in needed for n in entry.makes):
+            if any(n in needed for n in entry.makes) or (entry.changes and entry.base in memory):
                 needed |= entry.needs
+                memory |= {self.bases.get(n, 0) for n in entry.needs}
                 kept.append(entry)
         for n, why in self.lost.items():
             if n in needed:
@@ -365,7 +427,10 @@ def tensors_in(out: Any, depth: int = 4) -> list[torch.Tensor]:
 
 
 def _learns(t: Any) -> bool:
-    return isinstance(t, torch.Tensor) and t.requires_grad and t.is_leaf
+    try:
+        return isinstance(t, torch.Tensor) and t.requires_grad and t.is_leaf
+    except RuntimeError:  # a view made under no_grad, written to since
+        return False
 
 
 def _in_place(name: str) -> bool:
@@ -378,6 +443,21 @@ def _in_place(name: str) -> bool:
         and not name.startswith("requires_grad")
         and name != "detach_"
     ) or name == "__setitem__"
+
+
+def is_absolute(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a function of this name takes absolute values, norms of order 1 among them.
+
+    >>> is_absolute("norm", (torch.ones(2), 1), {}), is_absolute("norm", (torch.ones(2),), {})
+    (True, False)
+    """
+    if name in NORMS:
+        order = args[1] if len(args) > 1 else kwargs.get("p", kwargs.get("ord", 2))
+        dim = args[2] if len(args) > 2 else kwargs.get("dim")
+        first = args[0] if args else next((kwargs[key] for key in ("input", "A", "x") if key in kwargs), None)
+        vectors = name != "linalg_norm" or isinstance(dim, int) or getattr(first, "ndim", 0) == 1  # else of matrices
+        return bool(order == 1) and vectors
+    return name in ABSOLUTE
 
 
 def _draws(name: str, args: Any, kwargs: Any) -> bool:
@@ -400,10 +480,6 @@ def _cast(casts: tuple[tuple[str, bool, torch.dtype], ...]) -> Iterator[None]:
         for device, on, dtype in casts:
             stack.enter_context(torch.autocast(device, dtype=dtype, enabled=on))
         yield
-
-
-def _value(t: torch.Tensor) -> float | None:
-    return float(torch.Tensor.item(t)) if t.numel() == 1 else None
 
 
 def place() -> str:

@@ -12,6 +12,7 @@ import torch
 from nonsmooth.penalties import L1
 from nonsmooth.torch.batches import Batch
 from nonsmooth.torch.l1_audit import Chatter, PenaltyTerm, l1_audit
+from nonsmooth.torch.proximal import Proximal
 from nonsmooth.torch.what_if import what_if
 
 __all__ = ["Trials"]
@@ -30,7 +31,9 @@ class Trials:
     """Trials of `steps` steps each on the last batches of a run, fewer where they would take too long.
 
     named: the parameters; model: what they are of, or None; step_seconds: what a step of the run took; seconds: the
-    whole run; chatter: the run's own last window of signs. `lacking` says what could not be tried, and why.
+    whole run; chatter: the run's own last window of signs, which ended at step `chatter_end` of `steps_done`; one from
+    before the last tenth of the run is not used, and a continuation is watched instead. `lacking` says what could not
+    be tried, and why.
 
     >>> from nonsmooth.torch.tape import Program
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
@@ -47,6 +50,8 @@ class Trials:
     seconds: float
     model: torch.nn.Module | None = None
     chatter: Chatter | None = None
+    steps_done: int = 0
+    chatter_end: int = 0
     lacking: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,7 +92,7 @@ class Trials:
             return None
 
     def changes(self, terms: Sequence[PenaltyTerm]) -> list[dict[str, Any]]:
-        """The what-ifs, as plain data; with a penalty that acts by its gradient, `Proximal` in its place too."""
+        """The what-ifs, as plain data; with a penalty that acts by its gradient alone, `Proximal` in its place too."""
         if not self.steps or not self.batches:
             return []
         changes, steps = [*CHANGES], self._affordable(SEARCH)
@@ -101,7 +106,7 @@ class Trials:
         whole, without, pairs = _penalised(self.batches, terms, self.named)
         more: dict[str, Any] = {"penalty": pairs, "smooth_closures": without}
         rows: list[Any] = []
-        for change in [*changes, *(["proximal"] if pairs else [])]:
+        for change in [*changes, *(["proximal"] if pairs and not self._has_prox(terms) else [])]:
             try:
                 named = more if change == "proximal" else {}
                 rows += what_if(self.optimizer, whole, steps=steps, changes=(change,), **named)
@@ -118,11 +123,22 @@ class Trials:
         return min(self.steps, int(self._purse / (runs * max(self.step_seconds, 1e-9))))
 
     def _window(self, terms: Sequence[PenaltyTerm]) -> Chatter | None:
-        """The run's own last window of signs, if it is whole and of the penalised weights."""
+        """The run's own last window of signs, if it is whole, of the penalised weights and of the run's last tenth."""
         if self.chatter is None or self.chatter.steps < 8:
+            return None
+        if not self.chatter_end or 10 * (self.steps_done - self.chatter_end) > self.steps_done:
             return None
         followed = {id(p) for p in self.chatter.params}
         return self.chatter if all(id(self.named[t.name]) in followed for t in terms if t.acts) else None
+
+    def _has_prox(self, terms: Sequence[PenaltyTerm]) -> bool:
+        """Whether the run takes proximal steps already."""
+        optimizer, seen = self.optimizer, 0
+        while optimizer is not None and seen < 9:
+            if isinstance(optimizer, Proximal):
+                return True
+            optimizer, seen = getattr(optimizer, "optimizer", getattr(optimizer, "_optimizer", None)), seen + 1
+        return any(term.through == "proximal" and term.acts for term in terms)
 
     def _lacks(self, what: str, error: Exception) -> None:
         said = str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"

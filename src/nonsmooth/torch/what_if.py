@@ -34,6 +34,7 @@ Change = str | tuple[str, Callable[[Any], Any]]
 KNOWN = ("as-it-is", "half-lr", "largest-stable-lr", "smooth", "proximal")
 DOUBLINGS = 12
 """How often the search for the largest stable lr doubles or halves, at most."""
+STABLE = "stable: the loss does not end a tenth above where it began"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def what_if(
 
     The largest stable lr is sought by doubling all groups' learning rates, or halving them, from now on, up to 12
     times, then by bisecting the bracket in halves of its logarithm until its ends are within `resolution` of each
-    other. An lr is stable if N steps neither diverge nor end higher than they began: the mean over the last tenth of
-    the steps, against the same closures at the start. The result is the run at the lower end; its note has the bracket.
+    other. An lr is stable if over N steps the loss stays finite and does not end a tenth above where it began: its mean
+    over the last tenth of the steps is at most f + |f|/10, f the mean of the same closures at the start. A bounded
+    bounce, as at a kink or in the noise of batches, is stable. The result is the run at the lower end; its note has the
+    bracket, or that no limit was found.
 
     Losses count as what is to fall. A change costs a gradient a step, and a loss more where what is descended on is not
     what is measured, or where the closures cycle or draw random numbers. Memory: a copy of parameters, state and, while
@@ -205,7 +208,11 @@ class _Trials:
 
         def is_stable(factor: float) -> bool:
             run = runs[factor] = self.run("the largest stable lr", "largest-stable-lr", factor=factor)
-            return not run.diverged and _tail(run.losses, self.steps) <= self._start_of_tail(run.losses)
+            start = self._start_of_tail(run.losses)
+            return all(map(math.isfinite, run.losses)) and run.loss_after <= start + abs(start) / 10
+
+        def told(factor: float, words: str) -> WhatIf:
+            return replace(runs[factor], note=f"{words}, {len(runs)} runs of {self.steps} steps; {STABLE}")
 
         low = high = 1.0
         if not any(float(group.get("lr", 0.0)) for group in self.optimizer.param_groups):
@@ -215,21 +222,17 @@ class _Trials:
                 high *= 2
             low, high = high, 2 * high
             if low >= 2.0**DOUBLINGS:
-                return replace(
-                    runs[low], note=f"stable up to the last lr tried, {len(runs)} runs of {self.steps} steps"
-                )
+                return told(low, f"no limit found up to {low:g} times")
         else:
             while low > 2.0**-DOUBLINGS and not is_stable(low / 2):
                 low /= 2
             low, high = low / 2, low
             if low < 2.0**-DOUBLINGS:
-                note = f"no stable lr found, down to this one, {len(runs)} runs of {self.steps} steps"
-                return replace(runs[high], note=note)
+                return told(high, "no stable lr found, down to this one")
         while high / low > resolution * (1 + 1e-9):
             middle = math.sqrt(low * high)
             low, high = (middle, high) if is_stable(middle) else (low, middle)
-        bracket = f"between {runs[low].lr:.4g} and {runs[high].lr:.4g}"
-        return replace(runs[low], note=f"{bracket}, {len(runs)} runs of {self.steps} steps")
+        return told(low, f"between {runs[low].lr:.4g} and {runs[high].lr:.4g}")
 
     # --- one run ----------------------------------------------------------------------------------------------------
 

@@ -23,9 +23,11 @@ __all__ = ["Finding", "findings", "summary", "text"]
 ORDER = (
     "nothing-unusual",
     "crashed",
+    "interrupted",
     "loss-not-finite",
     "dead-layers",
     "learning-rate",
+    "schedule-ended",
     "loss-raising",
     "edge-of-stability",
     "sharpness-blind",
@@ -34,6 +36,7 @@ ORDER = (
     "no-kinks",
     "kink-share",
     "half-lr",
+    "edited",
     "lsmooth-fails",
     "hidden-kinks",
     "undefined",
@@ -58,7 +61,7 @@ def findings(facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tup
     >>> step = {"kind": "step", "data": "all of it", "loss": 1.0, "loss_after": 0.9, "kink_share": 0.98}
     >>> found = findings({"steps": 10}, [{"step": t, **step} for t in range(1, 11)])
     >>> print(summary(found))
-    findings: nothing that is a problem; 2 notes, 1 fine. First: 98 % of the change of the gradient over a step comes
+    findings: nothing that is a problem; 2 notes. First: 98 % of the change of the gradient over a step comes
     from kinks, not from curvature: the Hessian does not see it.
     """
     record = Record(facts if isinstance(facts, Mapping) else {}, [row for row in rows if isinstance(row, Mapping)])

@@ -12,9 +12,14 @@ from nonsmooth.torch.findings.trials import tried
 
 __all__ = ["calm"]
 
+NEARLY_ALL = 0.9
+"""From here on hardly anything of what the steps meet is what theory by second derivatives expects."""
+
 
 def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
     """One finding that says so, where something was measured and nothing of it is a problem.
+
+    Not where all probes of a kind failed, where the script crashed, or where nearly all of the change is kinks.
 
     >>> steps = [{"kind": "step", "step": t, "loss": 1.0, "loss_after": 0.5} for t in (1, 2)]
     >>> [finding.title for finding in calm(Record({}, steps), [])]
@@ -23,15 +28,22 @@ def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
     measured = record.measured
     if not measured or any(finding.level == "problem" for finding in found):
         return
+    if record.facts.get("crashed") or any(
+        record.of(kind, failed=True) and not record.of(kind) for kind in ("step", "stability")
+    ):
+        return
+    share = spread(last(record.steps, "kink_share"))
+    if share is not None and share.median >= NEARLY_ALL:
+        return
     seen = []
     if (ratio := spread(ratios(record))) is not None:
         seen.append(f"sharpness at {say(ratio.median)} of its threshold")
-    if raised := raising(record.steps):
+    if raised := raising(record.steps, record.rounding):
         seen.append(f"{sum(raised)} of {len(raised)} steps raised the loss")
-    if (share := spread(last(record.steps, "kink_share"))) is not None:
+    if share is not None:
         seen.append(f"kink share {percent(share.median)}")
     if (flipped := spread(last(record.steps, "flipped"))) is not None:
-        seen.append(f"{say(flipped.median)} units switch in a step")
+        seen.append(f"{say(flipped.median)} unit outputs switch in a step")
     looked = [f"census of {len(record.operations)} operations"] if record.operations else []
     looked += ["the L1 penalty"] if mapping(record.facts.get("l1")) else []
     looked += [f"trials: {tried(record)}"] if tried(record) else []

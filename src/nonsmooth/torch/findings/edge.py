@@ -7,7 +7,7 @@ from typing import Any
 
 from nonsmooth.torch.findings.finding import Finding
 from nonsmooth.torch.findings.numbers import Spread, finite, last_third, percent, say, spread
-from nonsmooth.torch.findings.record import Record, Row, last
+from nonsmooth.torch.findings.record import ROUNDING, Record, Row, last
 
 __all__ = ["edge"]
 
@@ -29,8 +29,6 @@ FEW = 3
 """With fewer estimates in the last third nothing is called a problem."""
 FEW_STEPS = 10
 """With fewer steps no share of steps is called a problem: one step more or less would change it by a tenth."""
-ROUNDING = 1e-6
-"""Of the loss, in float32: eight units in the last place. What is less is no rise, and no failure of a bound."""
 
 
 def edge(record: Record) -> Iterator[Finding]:
@@ -64,14 +62,14 @@ def reach(record: Record) -> list[float]:
     return [value for row in last_third(record.steps) if (value := _reach(row)) is not None]
 
 
-def raising(rows: list[Row]) -> list[bool]:
-    """Whether each step with two losses raised it, by more than rounding.
+def raising(rows: list[Row], rounding: float = ROUNDING) -> list[bool]:
+    """Whether each step with two losses raised it, by more than rounding, which is a part of the loss.
 
     >>> raising([{"loss": 1.0, "loss_after": 1.5}, {"loss": 1.0, "loss_after": 1.0}, {}])
     [True, False]
     """
     pairs = ((finite(row, "loss"), finite(row, "loss_after")) for row in rows)
-    return [b > a + ROUNDING * max(abs(a), abs(b)) for a, b in pairs if a is not None and b is not None]
+    return [b > a + rounding * max(abs(a), abs(b)) for a, b in pairs if a is not None and b is not None]
 
 
 def _ratio(row: Row) -> float | None:
@@ -98,17 +96,18 @@ def _stability(record: Record) -> Iterator[Finding]:
     values = ""
     if top is not None and bound is not None:
         values = f" (sharpness {say(top.median)}, threshold {say(bound.median)})"
-    evidence = f"Sharpness over threshold: {seen}{values}; the last third, {record.where(rows, 'converged estimates')}."
+    evidence = f"Sharpness over threshold: {seen}{values}; the last third, {record.late(rows, 'converged estimates')}."
     evidence += f" {record.data(rows)}" + (" Too few to be sure." if few else "")
+    evidence += record.clipped
     if noisy:
         evidence += " One batch's sharpness is above that of the whole data on average."
     kind = "Sharpness" if record.optimizer in ("", "SGD", "ASGD") else "Preconditioned sharpness"
     title = f"{kind} is at {say(at)} of {_named(record)} own threshold"
     told: dict[str, Any] = {"evidence": evidence, "number": at, "unit": "of the threshold"}
     if at < EDGE[0]:
-        calm = at < CALM
+        calm = at < CALM and not any(True for _ in _blind(record))
         title += ": " + ("calm" if calm else "below it, and not far")
-        why = "The Hessian leaves room for a larger learning rate. It does not see kinks; the step curvature κ does."
+        why = "That is by the Hessian alone. It does not see kinks; the step curvature κ, which the steps meet, does."
         yield Finding("edge-of-stability", "fine", f"{title}.", why=why, **told)
         return
     if at <= EDGE[1]:
@@ -117,7 +116,9 @@ def _stability(record: Record) -> Iterator[Finding]:
             "fall in each step, and a larger rate does not simply go faster."
         )
         do, lines = "Nothing by itself; a decay of the rate at the end, not tried here, lets the loss settle.", ""
-        trial = record.trial("half-lr")
+        if record.several or record.faded:
+            do = "Nothing by itself."
+        trial = None if record.several or record.faded else record.trial("half-lr")
         if trial is not None:
             advice, lines = record.rate()
             do = advice if trial.verdict == "helped" else f"Nothing by itself. {advice}"
@@ -125,8 +126,12 @@ def _stability(record: Record) -> Iterator[Finding]:
             "edge-of-stability", "note", f"{title}: at the edge of stability.", why=why, do=do, lines=lines, **told
         )
         return
-    shares = raising(record.steps)
-    sure = not few and (not noisy or (bool(shares) and sum(shares) / len(shares) >= RAISING_PROBLEM))
+    shares = raising(record.steps, record.rounding)
+    sure = (
+        not few
+        and not record.clipped
+        and (not noisy or (bool(shares) and sum(shares) / len(shares) >= RAISING_PROBLEM))
+    )
     why = (
         "On a quadratic that would diverge. In training it means oscillation: steps overshoot and come back, and the "
         "loss does not settle at this rate."
@@ -153,15 +158,27 @@ def _blind(record: Record) -> Iterator[Finding]:
     kink = spread(last(record.steps, "kink"))
     gap = met.median - seen.median
     carried = part is not None and part.median >= CARRIED * gap
-    where = record.where(rows)
+    where = record.late(rows)
     evidence = f"Step curvature over the threshold: {met}; the last third, {where}. Sharpness over it: {seen}. "
     if kappa is not None and kink is not None:
         evidence += f"κ {say(kappa.median)}, of which κ_kink {say(kink.median)} (medians, frozen split). "
-    evidence += record.data(rows)
+    evidence += record.data(rows) + record.clipped
     told: dict[str, Any] = {"number": gap, "unit": "of the threshold"}
     both = f"Steps meet {say(met.median)} of the threshold where sharpness shows {say(seen.median)}"
+    if record.bouncing:
+        yield Finding(
+            "sharpness-blind",
+            "note",
+            f"{both}: in part that is the chatter of penalised weights, true at any learning rate.",
+            evidence,
+            "Weights that the gradient of |w| carries to and fro across 0 meet 2/η along their steps whatever η is: "
+            "by this alone the rate is neither too large nor right.",
+            "Judge the learning rate by the loss, or by a trial, and not by this.",
+            **told,
+        )
+        return
     if carried and part is not None:
-        few = len(ratios(record)) < FEW or len(rows) < FEW
+        few = len(ratios(record)) < FEW or len(rows) < FEW or bool(record.clipped)
         yield Finding(
             "sharpness-blind",
             "note" if few else "problem",
@@ -179,8 +196,8 @@ def _blind(record: Record) -> Iterator[Finding]:
         "note",
         f"{both}; {unknown}.",
         evidence,
-        "Curvature that grows along the step, or another batch, makes such a difference too: sharpness is of a "
-        "point, not of a step.",
+        f"Curvature that grows along the step{'' if record.full else ', or another batch,'} makes such a difference "
+        "too: sharpness is of a point, not of a step.",
         "Judge the learning rate by the step curvature κ (`measure_step`), or by a trial, not by sharpness alone.",
         **told,
     )
@@ -208,16 +225,16 @@ def orbit(record: Record) -> float | None:
 
 
 def _raising(record: Record) -> Iterator[Finding]:
-    raised = raising(record.steps)
+    raised = raising(record.steps, record.rounding)
     if not raised or (share := sum(raised) / len(raised)) < RAISING_NOTE:
         return
     seen: Spread | None = spread([float(up) for up in raised])
     interval = ""
     if seen is not None and seen.half:
         interval = f", ± {percent(min(seen.half, 1.0))} (95 %, by batch means)"
-    late = raising(list(last_third(record.steps)))
+    late = raising(list(last_third(record.steps)), record.rounding)
     evidence = f"The loss after each step on the same data as before it: higher at {sum(raised)} of "
-    evidence += f"{record.where(record.steps)}{interval}"
+    evidence += f"{record.late(record.steps)}{interval}"
     evidence += f"; in the last third at {sum(late)} of {len(late)}. " if late else ". "
     bar = orbit(record)
     if bar is not None:
@@ -258,7 +275,8 @@ def _lemma(record: Record) -> Iterator[Finding]:
                 tested += 1
                 rows.append(row)
                 bound = before + slope + largest / 2 * length * length  # type: ignore[operator]
-                if after > bound + ROUNDING * max(abs(before), abs(after)):  # type: ignore[arg-type, operator]
+                scale = max(abs(before), abs(after), abs(slope))  # type: ignore[arg-type]
+                if after > bound + record.rounding * scale:  # type: ignore[operator]
                     failed += 1
                     kinked += (finite(row, "kink_share") or 0.0) >= CARRIED
         if seen is not None:

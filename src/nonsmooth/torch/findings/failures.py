@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from nonsmooth.torch.findings.finding import Finding
-from nonsmooth.torch.findings.numbers import finite, listed, mapping, number, percent, say, sequence
+from nonsmooth.torch.findings.numbers import brief, finite, listed, mapping, number, percent, say, sequence
 from nonsmooth.torch.findings.record import Record
 
 __all__ = ["failures"]
@@ -32,12 +32,14 @@ def failures(record: Record) -> Iterator[Finding]:
     >>> [(f.id, f.title) for f in failures(Record({"crashed": "ValueError: no data"}, []))][0]
     ('crashed', 'The script crashed: ValueError: no data.')
     """
+    told: set[str] = set()
     yield from _crashed(record)
+    yield from _edited(record)
     yield from _not_finite(record)
     yield from _learns_nothing(record)
     yield from _undefined(record)
-    yield from _probes(record)
-    yield from _missing(record)
+    yield from _missing(record, told)
+    yield from _probes(record, told)
 
 
 def _crashed(record: Record) -> Iterator[Finding]:
@@ -47,8 +49,11 @@ def _crashed(record: Record) -> Iterator[Finding]:
     steps = finite(record.facts, "steps")
     after = "" if steps is None else f" after {steps:.0f} optimiser steps"
     why = "What is said here is of the run before that; its last third is not the end of a training."
+    if record.facts.get("interrupted") is True or str(crashed or "").startswith("KeyboardInterrupt"):
+        yield Finding("interrupted", "note", f"The run was interrupted{after}.", f"It ended{after}, by hand.", why)
+        return
     if crashed:
-        told = str(crashed).partition("\n")[0].rstrip(".")
+        told = brief(crashed)
         do = "Mend the script; the watching passes its error through unchanged."
         yield Finding("crashed", "problem", f"The script crashed: {told}.", f"It ended{after}.", why, do)
         return
@@ -62,6 +67,27 @@ def _crashed(record: Record) -> Iterator[Finding]:
         number=code,
         unit="exit code",
     )
+
+
+def _edited(record: Record) -> Iterator[Finding]:
+    if record.edited:
+        yield Finding(
+            "edited",
+            "note",
+            "The script writes to weights outside of the optimiser's step.",
+            "Weights changed between steps: a clamp, a proximal step of its own, averages that are swapped in.",
+            "Trials do not repeat that: what they call unchanged is the optimiser's steps alone, and not the script.",
+            "Take what a trial says with that in mind, or try the change in the script itself.",
+        )
+
+
+def _again(why: str, told: set[str]) -> str:
+    """A reason the first time that it is told; after that, that it was."""
+    said = brief(why)
+    if said in told:
+        return "the same reason as told above"
+    told.add(said)
+    return said
 
 
 def _broken(value: object) -> bool:
@@ -78,7 +104,13 @@ def _not_finite(record: Record) -> Iterator[Finding]:
         return
     first = finite(bad[0], "step")
     before = [loss for row in rows[: rows.index(bad[0])] if (loss := finite(row, "loss")) is not None]
-    at = "" if first is None else f" at step {first:.0f}"
+    title = "The loss is not a finite number"
+    if first is not None:
+        title += f" at step {first:.0f}" + (" for the first time" if len(bad) > 1 else "")
+    whole = [row for row in rows[: rows.index(bad[0])] if finite(row, "loss") is not None]
+    since = finite(whole[-1], "step") if whole else None
+    if first is not None and since is not None and since < first - 1:
+        title = f"The loss ceased to be finite between step {since:.0f} (the last finite one seen) and step {first:.0f}"
     evidence = f"Not finite in {len(bad)} of {len(rows)} rows with a loss"
     evidence += f"; the last finite one before was {say(before[-1])}" if before else "; none before it was finite"
     evidence += f", grown from {say(min(before))}." if before and before[-1] > GROWN * min(before) else "."
@@ -90,7 +122,7 @@ def _not_finite(record: Record) -> Iterator[Finding]:
     yield Finding(
         "loss-not-finite",
         "problem",
-        f"The loss is not a finite number{at}{' for the first time' if len(bad) > 1 else ''}.",
+        f"{title}.",
         evidence,
         "A weight that became nan stays nan; what is measured after it says nothing.",
         do,
@@ -102,7 +134,7 @@ def _not_finite(record: Record) -> Iterator[Finding]:
 
 def _learns_nothing(record: Record) -> Iterator[Finding]:
     losses = [loss for row in record.traces if (loss := finite(row, "loss")) is not None]
-    if len(losses) < TRACED or not any(losses):
+    if len(losses) < TRACED or not any(losses) or record.broken is not None:
         return
     few = max(1, len(losses) // 10)
     first, late = sum(losses[:few]) / few, sum(losses[-few:]) / few
@@ -117,7 +149,8 @@ def _learns_nothing(record: Record) -> Iterator[Finding]:
         f"lowest was {say(min(losses))}.",
         "What is measured of steps that lead nowhere says little of steps that would. A loss that need not fall, as of "
         "a game or of a policy, is another matter.",
-        "See whether gradients reach all layers, and whether the learning rate is too large or next to nothing.",
+        "See whether gradients reach all layers"
+        + ("." if record.several else ", and whether the learning rate is too large or next to nothing."),
         number=late,
         unit="at the end",
     )
@@ -145,23 +178,23 @@ def _undefined(record: Record) -> Iterator[Finding]:
     )
 
 
-def _probes(record: Record) -> Iterator[Finding]:
+def _probes(record: Record, told: set[str]) -> Iterator[Finding]:
     failed = {kind: rows for kind in ("step", "stability") if (rows := record.of(kind, failed=True))}
     for kind, rows in failed.items():
-        reasons = Counter(str(row.get("error")) for row in rows)
+        reasons = Counter(brief(row.get("error")) for row in rows)
         held = len(record.of(kind))
         yield Finding(
             f"probes-failed-{kind}",
             "note",
             f"{len(rows)} of {len(rows) + held} probes of kind {kind!r} failed.",
-            f"{listed(f'{why} (×{n})' for why, n in reasons.most_common())}.",
+            f"{listed(f'{_again(why, told)} (×{n})' for why, n in reasons.most_common())}.",
             "What they would have measured is missing here; the run itself was not touched.",
             "The reason says what to mend. A closure must return the same loss each time it is called, with its graph.",
             number=float(len(rows)),
             unit="probes",
         )
     rows = record.of("stability")
-    unsure = len(rows) - len(record.stability)
+    unsure = sum(row.get("converged") is not True for row in rows)
     if unsure:
         yield Finding(
             "sharpness-unsure",
@@ -169,7 +202,8 @@ def _probes(record: Record) -> Iterator[Finding]:
             f"{unsure} of {len(rows)} sharpness estimates did not converge, and are left out.",
             f"{record.where(rows, 'estimates')}. {record.data(rows)}",
             "An estimate that did not converge may be far too low: it would look calm where it is not.",
-            "Allow more Hessian products, or a larger probe batch: noise of a small one hides the largest eigenvalue.",
+            "Allow more Hessian products"
+            + ("." if record.full else ", or a larger probe batch: noise of a small one hides the largest eigenvalue."),
             number=float(unsure),
             unit="estimates",
         )
@@ -222,12 +256,15 @@ def _probes(record: Record) -> Iterator[Finding]:
         )
 
 
-def _missing(record: Record) -> Iterator[Finding]:
+def _missing(record: Record, told: set[str]) -> Iterator[Finding]:
     rows = [row for row in map(mapping, sequence(record.facts.get("missing"))) if row]
     if not rows:
         return
     lines = "\n".join(dict.fromkeys(str(row["line"]) for row in rows if row.get("line")))
-    said = "; ".join(f"{row.get('what', 'something')}: {row.get('why', 'no reason given')}".rstrip(".") for row in rows)
+    by: dict[str, list[str]] = {}
+    for row in rows:
+        by.setdefault(brief(row.get("why", "no reason given")), []).append(str(row.get("what", "something")))
+    said = "; ".join(f"{', '.join(names)}: {_again(why, told)}" for why, names in by.items())
     yield Finding(
         "not-found",
         "note",

@@ -20,6 +20,8 @@ MOVED = 0.2
 """A share that changed by less from start to end is called steady."""
 SWITCHING = 0.05
 """A step that moves more than a twentieth of all units to another piece leaves the piece that it was computed on."""
+STAYS = 0.01
+"""Below a hundredth the steps stay mostly on the piece that they were computed on."""
 DEAD = 0.005
 """Half a hundredth of the units: what passes through so few of them is next to no gradient."""
 ENOUGH = 5
@@ -89,7 +91,7 @@ def _share(record: Record) -> Iterator[Finding]:
         return
     rows, name = last_third(record.steps), record.kink_names
     at, first = seen.median, spread(finite(row, "kink_share") for row in record.steps[: len(rows)])
-    evidence = f"Kink share: {seen}; the last third, {record.where(rows)}. "
+    evidence = f"Kink share: {seen}; the last third, {record.late(rows)}. "
     smooth, kink = spread(last(record.steps, "smooth")), spread(last(record.steps, "kink"))
     if smooth is not None and kink is not None:
         evidence += f"κ_smooth {say(smooth.median)}, κ_kink {say(kink.median)} (medians, frozen split). "
@@ -170,7 +172,7 @@ def _flips(record: Record) -> Iterator[Finding]:
     part, layers = spread(shares), _layers(record.steps, "flips_by_layer")
     totals = Counter({layer: sum(values) for layer, values in layers.items()})
     whole = sum(totals.values())
-    evidence = f"Units whose piece changed in a step: {seen}; the last third, {record.where(rows)}. "
+    evidence = f"Unit outputs whose piece changed in a step: {seen}; the last third, {record.late(rows)}. "
     if whole and len(totals) > 1:
         top, most = totals.most_common(1)[0]
         evidence += f"{percent(most / whole)} of all switches are in {_layer(top)}. "
@@ -179,15 +181,17 @@ def _flips(record: Record) -> Iterator[Finding]:
     yield Finding(
         "flips",
         "note" if many else "fine",
-        f"{say(seen.median)} units switch to another piece in a step{of}.",
+        f"{say(seen.median)} unit outputs (units × samples) switch to another piece in a step{of}.",
         evidence + record.data(rows),
         "Such a step leaves the piece on which its gradient was computed, and with it what was known there, "
         "sharpness and local bounds."
         if many
-        else "The steps stay mostly on the piece on which their gradients were computed.",
-        "Nothing by itself. Shorter steps switch fewer units." if many else "",
+        else "The steps stay mostly on the piece on which their gradients were computed."
+        if part is not None and part.median < STAYS
+        else "Where one switches, the step leaves the piece on which its gradient was computed.",
+        "Nothing by itself. Shorter steps switch fewer." if many else "",
         number=seen.median,
-        unit="units a step",
+        unit="unit outputs a step",
     )
     still = [layer for layer, values in layers.items() if not any(values) and len(values) >= ENOUGH]
     if still and whole:
@@ -217,12 +221,12 @@ def _dead(record: Record) -> Iterator[Finding]:
         "problem" if len(rows) >= ENOUGH else "note",
         f"{'All' if not most else f'More than {percent(1 - most)} of the'} ReLUs are off in {len(off)} of "
         f"{len(layers)} layers: {listed(map(_layer, off))}.",
-        f"The share of units that pass their input on, at its largest in the last third, {record.where(rows)}. "
+        f"The share of units that pass their input on, at its largest in the last third, {record.late(rows)}. "
         f"{record.data(rows)}",
         "A unit that is off passes no gradient: what lies before it does not learn. Low sharpness and few kinks "
         "are then signs of a dead network, not of a calm one.",
-        "Begin again with a lower learning rate, a warm-up, normalisation, or a kink that leaks (LeakyReLU). None of "
-        "these was tried here.",
+        f"Begin again with {'' if record.several else 'a lower learning rate, '}a warm-up, normalisation, or a kink "
+        "that leaks (LeakyReLU). None of these was tried here.",
         number=most,
         unit="of the units on",
     )
@@ -247,7 +251,7 @@ def _ties(record: Record) -> Iterator[Finding]:
     if after:
         evidence += f"Ties were there after {len(after)} of {record.where(record.steps)}, {spread(after)}. "
         evidence += record.data(record.steps)
-    what = f"{exact:.0f} of {counted:.0f} numbers" if exact else f"{say(spread(after).median)} units"  # type: ignore[union-attr]
+    what = f"{exact:.0f} of {counted:.0f} numbers" if exact else f"{say(spread(after).median)} unit outputs"  # type: ignore[union-attr]
     where = "" if share is None or not exact else f" ({percent(share)})"
     why = "There the gradient is autodiff's choice, and another spelling of the same function chooses otherwise."
     if half:

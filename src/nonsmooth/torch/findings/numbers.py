@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Spread", "finite", "last_third", "listed", "mapping", "number", "percent", "say", "sequence", "spread"]
+__all__ = [
+    "Spread",
+    "brief",
+    "finite",
+    "last_third",
+    "listed",
+    "mapping",
+    "number",
+    "percent",
+    "say",
+    "sequence",
+    "spread",
+]
 
 T = TypeVar("T")
 
@@ -16,6 +29,9 @@ BATCHES = 10
 """Of batch means: few enough that each is long against the memory of a run, and enough for an interval."""
 STUDENT = 2.262
 """The 97.5 % point of Student's t with BATCHES − 1 = 9 degrees of freedom."""
+BRIEF = 160
+"""The characters of an error that are told: its first sentence, as a rule."""
+SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 
 def number(value: Any) -> float | None:
@@ -120,12 +136,15 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def say(value: float | None) -> str:
-    """A number in three digits.
+    """A number in three digits; a whole number below a milliard in all of its digits.
 
-    >>> say(0.12345), say(1234567.0), say(300), say(None)
-    ('0.123', '1.23e+06', '300', 'unknown')
+    >>> say(0.12345), say(1234567.8), say(115008), say(None)
+    ('0.123', '1.23e+06', '115008', 'unknown')
     """
-    return "unknown" if value is None else f"{value:.3g}" if not 999.5 <= abs(value) < 99999.5 else f"{value:.0f}"
+    if value is None:
+        return "unknown"
+    counted = abs(value) < 1e9 and value == int(value)
+    return f"{value:.0f}" if counted or 999.5 <= abs(value) < 99999.5 else f"{value:.3g}"
 
 
 def percent(share: float) -> str:
@@ -151,3 +170,17 @@ def listed(names: Iterable[Any], most: int = 3) -> str:
     shown = [str(name) or "the model itself" for name in names]
     rest = len(shown) - most
     return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def brief(words: object) -> str:
+    """An error as it is where it is short; else its first sentence, of 160 characters at most; without the full stop.
+
+    >>> brief("RuntimeError: no graph."), brief("It failed. " + 90 * "Help ")
+    ('RuntimeError: no graph', 'It failed')
+    >>> len(brief(200 * "x"))
+    160
+    """
+    said = str(words).strip().partition("\n")[0].strip()
+    if len(said) > BRIEF:
+        said = SENTENCE.split(said)[0]
+    return (said[: BRIEF - 1].rstrip() + "…" if len(said) > BRIEF else said).rstrip(".")

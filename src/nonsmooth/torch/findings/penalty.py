@@ -23,8 +23,22 @@ NOTHING_LOST = 0.01
 """A hundredth of the weights: fewer than that come and go by noise at any time."""
 UNEXPLAINED = 0.1
 """Weights near 0 change sign by minibatch noise alone; a tenth of all of them is more than that."""
+STILL = 0.01
+"""Norms that lie within a hundredth of one another did not move: the noise of a trial is as large."""
 SERIOUS = ("detached", "moves-nothing", "several", "weight-decay", "second-moment", "lr-too-large")
 """Lints by which the penalty does something else than was meant; the others cost little."""
+WHY = {
+    "detached": "Only what has a gradient, or a step of its own, moves a weight.",
+    "biases-and-norms": "A bias or a scale at 0 makes a network hardly smaller, and the fit has to do without it.",
+    "several": "What a weight feels is the sum of all λ, and none of the numbers in the script.",
+    "weight-decay": "A decay shrinks weights in proportion and never to 0: the zeros that λ is for do not come.",
+    "moves-nothing": "Zeros come where λ outweighs |∂f|, and here it does so almost nowhere.",
+    "mean-not-sum": "The λ of the script is then not comparable with one of another model, or of another layer.",
+    "second-moment": "An adaptive division takes the size of λ out of the step: λ no longer sets the strength.",
+    "lr-too-large": "The size of small weights is then set by the learning rate, and not by the data.",
+    "half-precision": "Zeros by rounding and zeros by the penalty look alike.",
+}
+"""Why each lint matters."""
 
 
 def penalty(record: Record) -> Iterator[Finding]:
@@ -39,10 +53,11 @@ def penalty(record: Record) -> Iterator[Finding]:
         yield from _unexplained(record)
         return
     yield from _zeros(record, l1)
-    yield from _chatter(l1)
+    yield from _chatter(record, l1)
     mostly = _floor_share(l1) >= FLOOR_PROBLEM
     yield from _floor(record, l1)
-    yield from _turn(l1)
+    if not record.faded:
+        yield from _turn(record, l1)
     yield from _lints(l1, {"lr-too-large"} if mostly else set())
     yield from _fine(record, l1)
 
@@ -51,9 +66,39 @@ def _through(l1: Mapping[str, Any]) -> set[str]:
     return {str(mapping(term).get("through")) for term in sequence(l1.get("terms"))}
 
 
-def _data(l1: Mapping[str, Any]) -> str:
+def _unless(record: Record, advice: str) -> str:
+    """Advice to take proximal steps, under a condition where the script may take them already."""
+    if not record.edited:
+        return advice
+    return f"If what the script itself writes to weights is no proximal step: {advice[0].lower()}{advice[1:]}"
+
+
+def _watched(record: Record, l1: Mapping[str, Any]) -> str:
+    """Over which steps signs were watched, as a sentence and a space; "" where that is not stored."""
+    window, watched = finite(l1, "window"), l1.get("watched")
+    if not window:
+        return ""
+    if watched == "continuation":
+        return f"Signs watched over a continuation of {window:.0f} steps from the end of the run. "
+    rows = [row for row in record.chatter if finite(row, "step") is not None]
+    if watched == "run" and rows:
+        return f"Signs watched over steps {_window(rows[-1], window)} of the run. "
+    return f"Signs watched over {window:.0f} steps{' of the run, its last' if watched == 'run' else ''}. "
+
+
+def _window(row: Mapping[str, Any], window: float) -> str:
+    """The steps of a window that ended with a row.
+
+    >>> _window({"step": 120}, 100)
+    '21 to 120'
+    """
+    end = finite(row, "step") or 0.0
+    return f"{max(1.0, end - window + 1):.0f} to {end:.0f}"
+
+
+def _data(record: Record, l1: Mapping[str, Any]) -> str:
     data = l1.get("data")
-    noisy = isinstance(data, str) and "batch" in data and "full" not in data
+    noisy = isinstance(data, str) and "batch" in data and "full" not in data and not record.full
     said = f" The data's gradient is that of {data}." if data else ""
     return said + (" One batch's gradient is noisy, and the count with it." if noisy else "")
 
@@ -65,7 +110,7 @@ def _zeros(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
         return
     of = f" of {weights:.0f}" if weights is not None else ""
     evidence = f"By the optimality conditions (|∂f| < λ, and within a bounce of 0) {due:.0f} weights should be zero; "
-    evidence += f"{exact:.0f} of them exactly are.{_data(l1)}"
+    evidence += f"{exact:.0f} of them exactly are.{_data(record, l1)}"
     do, lines = _proximal(record, l1, zeros)
     alone = _through(l1) == {"proximal"}
     why = (
@@ -93,13 +138,14 @@ def _proximal(record: Record, l1: Mapping[str, Any], zeros: float) -> tuple[str,
     lines = lines if isinstance(lines, str) else ""
     trial = record.trial("proximal")
     if trial is None:
-        return "Take the penalty by proximal steps, which make exact zeros. That was not tried here.", lines
+        said = "Take the penalty by proximal steps, which make exact zeros. That was not tried here."
+        return _unless(record, said), lines
     found = finite(trial.row, "zeros")
     told = trial.told("proximal steps")
     counted = "" if found is None else f" They gave {found:.0f} exact zeros, from {zeros:.0f}."
     if trial.row.get("diverged") is True or (found is not None and found <= zeros):
         return f"Proximal steps are no advice as they were tried. {told}{counted}", ""
-    return f"Take the penalty by proximal steps.{counted} {told}", lines
+    return _unless(record, f"Take the penalty by proximal steps.{counted} {told}"), lines
 
 
 def _span(value: Any) -> tuple[float, float, float] | None:
@@ -120,24 +166,24 @@ def _law(measured: float, value: Any) -> tuple[str, str]:
     return law, " Outside of the law: something else moves them too, or they are not settled."
 
 
-def _chatter(l1: Mapping[str, Any]) -> Iterator[Finding]:
-    count, followed, window = finite(l1, "chattering"), finite(l1, "followed"), finite(l1, "window")
+def _chatter(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
+    count, followed, over = finite(l1, "chattering"), finite(l1, "followed"), _watched(record, l1)
     amplitude, caused = finite(l1, "amplitude"), finite(l1, "by_penalty")
     noisy = (count or 0.0) - (caused if caused is not None else count or 0.0)
     count = caused if caused is not None else count
+    by = "the data's own gradient" if record.full else "the noise of the batches"
     if count and amplitude is not None:
         of = f" of {followed:.0f}" if followed else ""
-        over = f"Signs watched over {window:.0f} steps. " if window else ""
         law, (met, off) = l1.get("law"), _law(amplitude, l1.get("amplitude_law"))
         yield Finding(
             "l1-chatter",
             "note",
             f"{count:.0f}{of} weights bounce about 0 at a mean |w| of {say(amplitude)}: {met}.",
             f"{over}{f'The law: {law}. ' if law else ''}Mean over these weights; the law's range is no error bar.{off}"
-            + (f" {noisy:.0f} more change sign by the noise of the batches, which outweighs λ there." if noisy else ""),
+            + (f" {noisy:.0f} more change sign by {by}, which outweighs λ there." if noisy else ""),
             "λ sign(w) is as large for a small weight, so that steps carry it past 0. The bounce follows the "
             "learning rate: decay shrinks it, and makes no zero.",
-            "Proximal steps have zeros, and no bounce.",
+            _unless(record, "Take proximal steps: they have zeros, and no bounce."),
             number=amplitude,
             unit="mean |w|",
         )
@@ -147,11 +193,16 @@ def _chatter(l1: Mapping[str, Any]) -> Iterator[Finding]:
             "l1-flicker",
             "note",
             f"{flickering:.0f} of {followed:.0f} weights leave 0 and come back.",
-            f"Signs watched over {say(window)} steps.",
-            "Minibatch noise lifts weights off 0 and proximal steps put them back: which are zero at the end is in "
-            "part chance.",
-            "Take zeros over several last steps, or average gradients (`FromRule` with dual averaging); a decay of the "
-            "learning rate does not stop it.",
+            over.strip() or "Over how many steps is not stored.",
+            "Gradients that swing about λ lift weights off 0 and proximal steps put them back: at the full batch that "
+            "is an oscillation of the steps."
+            if record.full
+            else "Minibatch noise lifts weights off 0 and proximal steps put them back: which are zero at the end is "
+            "in part chance.",
+            "Take zeros over several last steps; shorter steps swing less, which was not tried here."
+            if record.full
+            else "Take zeros over several last steps, or average gradients (`FromRule` with dual averaging); a decay "
+            "of the learning rate does not stop it.",
             number=flickering,
             unit="weights",
         )
@@ -166,7 +217,7 @@ def _floor(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
     share, held = _floor_share(l1), finite(l1, "floor_measured")
     if share < FLOOR_NOTE or held is None:
         return
-    late, (law, off) = spread(last(record.of("chatter"), "norm")), _law(held, l1.get("floor"))
+    late, (law, off) = spread(last(record.chatter, "norm")), _law(held, l1.get("floor"))
     also = f" ‖w‖₁ in the last third of the run: {late}." if late is not None else ""
     yield Finding(
         "l1-floor",
@@ -181,7 +232,7 @@ def _floor(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
     )
 
 
-def _turn(l1: Mapping[str, Any]) -> Iterator[Finding]:
+def _turn(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
     turning = mapping(l1.get("turning"))
     rows = [mapping(row) for row in sequence(turning.get("rows"))]
     norms = [
@@ -196,12 +247,23 @@ def _turn(l1: Mapping[str, Any]) -> Iterator[Finding]:
     evidence += f" The law puts the turn at {foreseen:g} λ." if foreseen is not None else ""
     evidence += "" if settled else " Some norms were still moving: a longer trial may say otherwise."
     why = "Beyond the turn the bounces of weights that should be 0 gain more than the penalty takes off the others."
+    top, low = max(n for _, n in norms), min(n for _, n in norms)
+    if top - low < STILL * top:
+        yield Finding(
+            "l1-turning",
+            "note",
+            f"The trials of λ moved nothing: ‖w‖₁ is the same to 1 % at {norms[0][0]:g} and {norms[-1][0]:g} times it.",
+            evidence,
+            _still(l1, norms[-1][0], steps),
+            "Longer trials would tell; whether λ does its work is not known from these.",
+        )
+        return
     told: dict[str, Any] = {"number": turn, "unit": "times the present λ"}
     if turn is None:
         title = f"A larger λ still lowers the norm, up to {norms[-1][0]:g} times the present one."
         yield Finding("l1-turning", "fine", title, evidence, "λ still does what it is meant to do to the norm.", **told)
         return
-    do = "Do not raise λ for more sparsity here: take proximal steps first, under which the norm falls with λ."
+    do = _unless(record, "Take proximal steps before you raise λ for more sparsity: under them the norm falls with λ.")
     if turn <= 1:
         at = "the present λ" if turn == 1 else f"{turn:g} times the present λ"
         title = f"A larger λ raises the L1 norm here, already from {at} on."
@@ -209,6 +271,21 @@ def _turn(l1: Mapping[str, Any]) -> Iterator[Finding]:
         return
     title = f"From {turn:g} times the present λ on, a larger λ raises the L1 norm."
     yield Finding("l1-turning", "note", title, evidence, why, do, **told)
+
+
+def _still(l1: Mapping[str, Any], multiple: float, steps: float | None) -> str:
+    """Why the norm did not move, where the learning rate says it."""
+    rates = [rate for lr in sequence(l1.get("lr")) if (rate := finite({"lr": lr}, "lr")) is not None]
+    lams = [lam for term in sequence(l1.get("terms")) if (lam := finite(mapping(term), "lam")) is not None]
+    norm, weights = finite(l1, "norm"), finite(l1, "weights")
+    if l1.get("optimizer") == "SGD" and rates and lams and steps and norm and weights:
+        reach = max(rates) * max(lams) * multiple * steps
+        if reach < STILL * norm / weights:
+            return (
+                f"At the learning rate {say(max(rates))} all of a trial's steps of λ move a weight by {say(reach)} at "
+                f"most, but for momentum; the mean |w| is {say(norm / weights)}."
+            )
+    return "So few steps, at this learning rate, move the weights by too little for a larger λ to show."
 
 
 def _lints(l1: Mapping[str, Any], told: set[str]) -> Iterator[Finding]:
@@ -225,9 +302,7 @@ def _lints(l1: Mapping[str, Any], told: set[str]) -> Iterator[Finding]:
             "problem" if name in SERIOUS else "note",
             says,
             f"{evidence[0].upper()}{evidence[1:]}.",
-            "The penalty then does something else than its λ says."
-            if name in SERIOUS
-            else "It costs more than it gives.",
+            WHY.get(name, "The penalty then does something else than its λ says."),
             str(lint.get("do") or ""),
             lines if isinstance(lines, str) else "",
         )
@@ -249,7 +324,7 @@ def _fine(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
         "fine",
         f"{how}: {zeros:.0f} of {weights:.0f} weights are exactly zero, and none bounces about 0.",
         f"{kkt}No lint fires; {say(finite(l1, 'followed'))} weights followed over {say(finite(l1, 'window'))} steps."
-        + _data(l1),
+        + _data(record, l1),
         "These zeros need no threshold: `compress` can take them out." if zeros else "",
         number=zeros,
         unit="exact zeros",
@@ -257,19 +332,22 @@ def _fine(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _unexplained(record: Record) -> Iterator[Finding]:
-    rows = [row for row in record.of("chatter") if finite(row, "chattering") is not None and finite(row, "weights")]
+    rows = [row for row in record.chatter if finite(row, "chattering") is not None and finite(row, "weights")]
     if not rows:
         return
     count, followed = finite(rows[-1], "chattering") or 0.0, finite(rows[-1], "weights") or 1.0
     if count / followed < UNEXPLAINED:
         return
+    window = finite(rows[-1], "window")
+    over = f" (steps {_window(rows[-1], window)})" if window and finite(rows[-1], "step") is not None else ""
     yield Finding(
         "l1-unexplained",
         "note",
         f"{count:.0f} of {followed:.0f} weights bounce about 0, and no L1 penalty was found.",
-        f"In the last of {record.where(rows, 'windows')}; mean |w| {say(finite(rows[-1], 'amplitude'))}.",
-        "Minibatch noise does that to weights near 0; so does a penalty that is added where it was not looked for.",
-        "If there is a penalty, take it by Proximal; then its weights rest at 0.",
+        f"In the last of {record.where(rows, 'windows')}{over}; mean |w| {say(finite(rows[-1], 'amplitude'))}.",
+        f"{'An oscillation of the steps' if record.full else 'Minibatch noise'} does that to weights near 0; "
+        "so does a penalty that is added where it was not looked for.",
+        _unless(record, "If there is a penalty, take it by Proximal; then its weights rest at 0."),
         number=count / followed,
         unit="of the weights followed",
     )

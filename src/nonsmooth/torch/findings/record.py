@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from nonsmooth.torch.findings.numbers import finite, last_third, mapping, say, sequence
+from nonsmooth.torch.findings.numbers import finite, last_third, mapping, number, percent, say, sequence
 
 __all__ = ["Record", "Trial"]
 
@@ -23,12 +24,17 @@ run once, and what is smaller may be the noise of its last tenth."""
 class Trial:
     """One row of `what_if` beside the run as it is: `verdict` is "helped", "harmed", "no difference" or "unclear".
 
+    frozen: other optimisers step in the script, and their weights stood still in the trial. edited: the script writes
+    to weights outside of the optimiser's step, which the trial did not repeat.
+
     >>> Trial({"loss_after": 0.3, "steps": 50, "loss_before": 0.5}, {"loss_after": 0.4}).verdict
     'helped'
     """
 
     row: Row
     base: Row
+    frozen: bool = False
+    edited: bool = False
 
     @property
     def verdict(self) -> str:
@@ -48,18 +54,44 @@ class Trial:
         """The trial in one sentence; `change` says what was changed."""
         before, after = finite(self.row, "loss_before"), finite(self.row, "loss_after")
         steps = finite(self.row, "steps")
-        head = f"Tried once from the end of the run{f' for {steps:g} steps' if steps else ''}: {change} "
+        long = f" for {steps:g} steps" if steps else ""
+        head = f"Tried once from the end of the run{long}{self.batches}: {change} "
+        others = " What the other optimisers train stood still." if self.frozen else ""
         if self.row.get("diverged") is True:
-            return head + "diverged."
+            return f"{head}diverged.{others}"
         if after is None:
-            return head + "gave no loss that could be read."
+            return f"{head}gave no loss that could be read.{others}"
         moved = f"took the loss from {say(before)} to {say(after)}" if before is not None else f"ended at {say(after)}"
         base = finite(self.base, "loss_after")
-        beside = f"; unchanged it went to {say(base)}" if base is not None else ""
+        unchanged = (
+            "with the optimiser's steps as they are, without the script's own writes," if self.edited else "unchanged"
+        )
+        beside = f"; {unchanged} it went to {say(base)}" if base is not None else ""
         if base is None and self.base.get("diverged") is True:
-            beside = "; unchanged it diverged"
-        return f"{head}{moved}{beside}."
+            beside = f"; {unchanged} it diverged"
+        return f"{head}{moved}{beside}.{others}"
 
+    @property
+    def batches(self) -> str:
+        """On how many cached batches, as the trial's note has it: " on 3 cached batches", or ""."""
+        found = CACHED.search(str(self.row.get("note") or ""))
+        if found is None:
+            return ""
+        count = int(found["count"]) if found["count"] else len(found["steps"].split(","))
+        return f" on {count} cached batch{'' if count == 1 else 'es'}"
+
+
+CACHED = re.compile(r"(?P<count>[0-9]{1,9}) cached batch|the batch(es)? of steps? (?P<steps>[0-9]+(, [0-9]+)*)")
+"""How a trial's note names its batches."""
+FADED = 0.01
+"""A learning rate below a hundredth of its highest: the steps of a trial at it are next to none."""
+EARLY = 0.6
+"""A last third that ends before three fifths of a run is none of its end."""
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+ROUNDING = 1e-6
+"""Of the loss, where its precision is not known: eight units in the last place of float32."""
+ULPS = 4
+"""Where it is known, so many of its units: what is less is no rise of the loss, and no failure of a bound."""
 
 AT = re.compile(r" (of|at) step [0-9]+")
 """Which step a batch was of: in each row, not in words about many."""
@@ -83,13 +115,34 @@ class Record:
         return [row for row in found if bool(row.get("error")) is failed]
 
     @cached_property
+    def broken(self) -> float | None:
+        """The step from which on no loss was finite; None where the last loss is."""
+        bad: float | None = None
+        for row in self.rows:
+            if isinstance(row, Mapping) and row.get("kind") in ("trace", "step") and not row.get("error"):
+                seen = [value for key in ("loss", "loss_after") if (value := number(row.get(key))) is not None]
+                if seen:
+                    bad = None if all(map(math.isfinite, seen)) else finite(row, "step") if bad is None else bad
+        return bad
+
+    def _before(self, rows: list[Row]) -> list[Row]:
+        """Those of before the loss ceased to be finite: what is measured after it says nothing."""
+        end = self.broken
+        return rows if end is None else [row for row in rows if (at := finite(row, "step")) is None or at < end]
+
+    @cached_property
     def steps(self) -> list[Row]:
-        return self.of("step")
+        """The measured steps, up to where the loss ceased to be finite."""
+        return self._before(self.of("step"))
 
     @cached_property
     def stability(self) -> list[Row]:
         """The sharpness rows whose estimate converged; the others say nothing."""
-        return [row for row in self.of("stability") if row.get("converged") is True]
+        return self._before([row for row in self.of("stability") if row.get("converged") is True])
+
+    @cached_property
+    def chatter(self) -> list[Row]:
+        return self._before(self.of("chatter"))
 
     @cached_property
     def measured(self) -> list[Row]:
@@ -144,6 +197,59 @@ class Record:
         seen += [finite({"lr": rate}, "lr") for row in self.traces for rate in sequence(row.get("lr"))]
         return max((lr for lr in seen if lr is not None), default=None)
 
+    @cached_property
+    def faded(self) -> str:
+        """In words, a schedule that ended near 0: "1e-06, under 0.1 % of its highest"; "" where none did."""
+        tracks: dict[int, list[float]] = {}
+        for row in self.traces:
+            for i, rate in enumerate(sequence(row.get("lr"))):
+                if (value := finite({"lr": rate}, "lr")) is not None:
+                    tracks.setdefault(i, []).append(value)
+        rates = [(track[-1], max(track)) for track in tracks.values() if max(track) > 0]
+        if not rates or any(now >= FADED * top for now, top in rates):
+            return ""
+        now, top = rates[0]
+        return f"{say(now)}, {percent(max(0.0, now / top))} of its highest"
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one optimiser steps, as in a GAN."""
+        return (finite(self.facts, "optimizers") or 0) > 1
+
+    @property
+    def edited(self) -> bool:
+        """Whether the script writes to weights outside of the optimiser's step."""
+        return self.facts.get("edited") is True
+
+    @property
+    def clipped(self) -> str:
+        """What a clipped gradient does to a threshold, as a sentence; "" where it is not clipped."""
+        if self.facts.get("clipped") is not True:
+            return ""
+        clip = finite(self.facts, "clip")
+        by = f" (.grad was {say(clip)} of it when compared)" if clip is not None and 0 < clip < 1 else ""
+        return (
+            f" The gradient is clipped{by}: steps are shorter than the learning rate says, and the threshold is then "
+            "larger than told here."
+        )
+
+    @property
+    def rounding(self) -> float:
+        """The part of a loss below which a difference is rounding.
+
+        >>> Record({"model": {"dtype": "torch.bfloat16"}}, []).rounding, Record({}, []).rounding
+        (0.03125, 1e-06)
+        """
+        dtype = str(mapping(self.facts.get("model")).get("dtype") or "").removeprefix("torch.")
+        known = [EPS[name] for name in (dtype, "float16" if self.facts.get("scaled") is True else "") if name in EPS]
+        return ULPS * max(known) if known else ROUNDING
+
+    @property
+    def bouncing(self) -> bool:
+        """Whether an L1 penalty acts by its gradient, so that its weights bounce about 0."""
+        terms = sequence(mapping(self.facts.get("l1")).get("terms"))
+        return any(mapping(term).get("through") in ("autograd", "grad") for term in terms)
+
     # --- on what it was measured -------------------------------------------------------------------------------------
 
     def data(self, rows: Sequence[Row]) -> str:
@@ -160,6 +266,27 @@ class Record:
         """Whether probes are of single minibatches: the data's words say "batch", and not "full batch"."""
         words = " ".join(str(row.get("data", "")) for row in rows).lower()
         return "batch" in words.replace("full batch", "").replace("full-batch", "").replace("whole batch", "")
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether the same full batch came at each step: then nothing is the noise of minibatches."""
+        rows = [*self.steps, *self.stability]
+        return any("full batch" in str(row.get("data", "")).lower() for row in rows) and not self.noisy(rows)
+
+    def late(self, rows: Sequence[Row], what: str = "measured steps") -> str:
+        """As `where`, of rows that end with the last: with where in the run that was, if it was not its end.
+
+        >>> Record({"steps": 100}, []).late([{"step": 58}, {"step": 59}])
+        '2 measured steps, steps 58 to 59 (the last was at step 59 of 100)'
+        """
+        said, steps = self.where(rows, what), finite(self.facts, "steps")
+        at = max((step for row in rows if (step := finite(row, "step")) is not None), default=None)
+        notes = []
+        if at is not None and steps and at < EARLY * steps:
+            notes.append(f"the last was at step {at:.0f} of {steps:.0f}")
+        if self.broken is not None:
+            notes.append(f"they speak up to step {self.broken - 1:.0f}: from then on the loss is not finite")
+        return f"{said} ({'; '.join(notes)})" if notes else said
 
     def where(self, rows: Sequence[Row], what: str = "measured steps") -> str:
         """How many rows, and of which steps: "12 measured steps, steps 3 to 90"."""
@@ -194,7 +321,7 @@ class Record:
         """The trial of that name, beside the run as it is."""
         rows = [mapping(row) for row in sequence(self.facts.get("what_if"))]
         of = {str(row.get("name")): row for row in rows if row}
-        return Trial(of[name], of.get("as-it-is", {})) if name in of else None
+        return Trial(of[name], of.get("as-it-is", {}), self.several, self.edited) if name in of else None
 
     def rate(self) -> tuple[str, str]:
         """What to do about a learning rate that is too large: the advice as far as the trial bears it, and its lines.
@@ -203,6 +330,10 @@ class Record:
         >>> Record({"what_if": [half]}, []).rate()[0].startswith("Half the learning rate is no advice here")
         True
         """
+        if self.several:
+            return "Several optimisers step, and trials hold all but one still: no advice on the learning rate.", ""
+        if self.faded:
+            return f"The learning rate ended at {self.faded}: trials from there say nothing of it.", ""
         trial = self.trial("half-lr")
         if trial is None:
             return "Try half the learning rate, or a decay at the end; that was not tried here.", self._halved()

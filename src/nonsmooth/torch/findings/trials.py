@@ -7,10 +7,14 @@ from typing import Any
 
 from nonsmooth.torch.findings.finding import Finding
 from nonsmooth.torch.findings.numbers import finite, mapping, say, sequence
-from nonsmooth.torch.findings.record import TRIAL_MARGIN, Record
+from nonsmooth.torch.findings.record import Record
 
 __all__ = ["trials"]
 
+STABLE = 0.1
+"""The part of |f| by which a stable trial may end above where it began, as `what_if` has it."""
+LIMIT = 1000
+"""A rate that is so many times the present one is where a search gave up, and not where the run turns unstable."""
 NEAR = 1.5
 """With less than half of itself to go a learning rate has little room for a restart, or for a change of the data."""
 
@@ -23,7 +27,11 @@ def trials(record: Record) -> Iterator[Finding]:
     >>> [(finding.level, finding.title) for finding in trials(Record({"what_if": what_if}, []))]
     [('problem', 'The largest learning rate that stayed stable, 0.2, is below the present 0.4.')]
     """
-    yield from _largest(record)
+    if record.faded:
+        yield from _faded(record)
+        return
+    if not record.several:
+        yield from _largest(record)
     yield from _halved(record)
 
 
@@ -45,8 +53,12 @@ def _largest(record: Record) -> Iterator[Finding]:
         return
     ratio, steps = largest / present, finite(trial.row, "steps")
     note = str(trial.row.get("note") or "").rstrip(".")
-    evidence = f"Trials from the end of the run{f' for {steps:g} steps' if steps else ''}, one each. "
-    evidence += f"{note}. " if note else ""
+    if ratio >= LIMIT or note.startswith("stable up to the last lr tried"):
+        return
+    evidence = f"Trials from the end of the run{f' for {steps:g} steps' if steps else ''}{trial.batches}, one each. "
+    over = f"over {steps:g} steps" if steps else "over its steps"
+    evidence += f"Stable: {over} the loss neither becomes non-finite nor ends more than a tenth of |f| above where it "
+    evidence += f"began. {note}. " if note else "began. "
     evidence += "Stable there is not stable everywhere: the curvature differs along the run."
     told: dict[str, Any] = {"number": ratio, "unit": "of the present learning rate"}
     after = trial.told(f"the learning rate {say(largest)}")
@@ -56,19 +68,19 @@ def _largest(record: Record) -> Iterator[Finding]:
             "note",
             f"No learning rate from {say(largest)} to the present {say(present)} was stable from the end of the run.",
             evidence,
-            "Where the loss has settled, noise alone ends a trial higher than it began; else the run is at its edge.",
+            "Where the loss is at its floor a small rise is a tenth of it; else the run is at its edge.",
             "Look at the loss of the last steps: if it still falls, this says nothing.",
             **told,
         )
     elif ratio < 1:
         began, ended = finite(trial.base, "loss_before"), finite(trial.base, "loss_after")
-        rose = began is not None and ended is not None and ended > began + TRIAL_MARGIN * abs(began)
+        rose = began is not None and ended is not None and ended > began + STABLE * abs(began)
         yield Finding(
             "learning-rate",
             "problem" if rose or trial.base.get("diverged") is True else "note",
             f"The largest learning rate that stayed stable, {say(largest)}, is below the present {say(present)}.",
             evidence,
-            "At the present rate the loss ended higher than it began: it oscillates, grows, or is at its floor.",
+            "At the present rate the loss ended more than a tenth higher: it oscillates, grows, or is at its floor.",
             after if trial.verdict == "harmed" else f"Lower the learning rate. {after}",
             "" if trial.verdict == "harmed" else _setting(largest),
             **told,
@@ -79,21 +91,33 @@ def _largest(record: Record) -> Iterator[Finding]:
             "note",
             f"The present learning rate {say(present)} is near the largest that stayed stable, {say(largest)}.",
             evidence,
-            "There is little room for a larger rate.",
+            "A restart, or other data, may be beyond it.",
             after,
             **told,
         )
     else:
-        helped = trial.verdict == "helped"
         yield Finding(
             "learning-rate",
             "fine",
-            f"The learning rate could be {say(ratio)} times as large before the run turned unstable ({say(largest)}).",
+            f"The largest rate that stayed stable, {say(largest)}, is {say(ratio)} × the present {say(present)}.",
             evidence,
-            "Stable is not the same as better: a larger rate may generalise otherwise.",
-            f"{'A larger rate may save steps.' if helped else 'A larger rate is no advice here.'} {after}",
+            "Stable is not the same as better: it is no advice to raise the rate.",
             **told,
         )
+
+
+def _faded(record: Record) -> Iterator[Finding]:
+    turning = mapping(mapping(record.facts.get("l1")).get("turning"))
+    if not turning and not sequence(record.facts.get("what_if")):
+        return
+    yield Finding(
+        "schedule-ended",
+        "note",
+        f"The learning rate ended at {record.faded}: trials from there say nothing.",
+        "The rates of the first group, step by step. Trials take the last one, or parts of it, and it moves no weight.",
+        "Whether another rate, or another λ, would have done better is not known from them.",
+        "Watch a run that stops before its schedule does, to have them tried at a rate that moves the weights.",
+    )
 
 
 def _halved(record: Record) -> Iterator[Finding]:
@@ -110,9 +134,11 @@ def _halved(record: Record) -> Iterator[Finding]:
         "note",
         "Half the learning rate ended at a lower loss than the run as it is.",
         trial.told("half the learning rate"),
-        "At the end of a run that is what a decay gains; early on it may only be slower.",
-        "Decay the learning rate at the end, as a cosine schedule does.",
-        _setting(lr) if lr else "",
+        "Where several optimisers play against one another, a loss with the others held still is not what the run does."
+        if record.several
+        else "At the end of a run that is what a decay gains; early on it may only be slower.",
+        "" if record.several else "Decay the learning rate at the end, as a cosine schedule does.",
+        _setting(lr) if lr and not record.several else "",
         gain,
         "of the loss",
     )

@@ -81,7 +81,7 @@ class L1Audit:
     batches outweighs the penalty, and the law is not asked. amplitude: mean |w| of those by_penalty; amplitude_law:
     what the law says of them; floor: what they hold of the norm by the law; floor_measured: what they do hold.
     largest_share: what the largest tenth of the weights holds of the norm. window: the steps that chatter was watched
-    over. turning: None if not asked for.
+    over; watched: whose steps they are, "run" or "continuation" (of a copy). turning: None if not asked for.
 
     >>> w = torch.nn.Parameter(torch.full((2,), 0.05, dtype=torch.float64))
     >>> audit = l1_audit(torch.optim.SGD([w], lr=0.1), [PenaltyTerm("w", 1.0, "autograd")], lambda: w.abs().sum(),
@@ -101,6 +101,7 @@ class L1Audit:
     kkt_exact: int
     largest_share: float
     window: int
+    watched: str
     followed: int
     chattering: int
     by_penalty: int
@@ -206,6 +207,7 @@ def l1_audit(
         kkt_exact=sum(layer.kkt_exact for layer in layers),
         largest_share=_largest_share(parts),
         window=int(row.get("window", 0)),
+        watched="continuation" if chatter is None else "run",
         followed=sum(layer.followed for layer in layers),
         chattering=sum(layer.chattering for layer in layers),
         by_penalty=count,

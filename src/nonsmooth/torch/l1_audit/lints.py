@@ -101,7 +101,7 @@ def _biases(
     normal = sum(id(named[name]) in norms for name in improper)
     return Lint(
         "biases-and-norms",
-        "The penalty is on biases or normalisation layers too: shrinking those saves nothing, and costs accuracy.",
+        "The penalty is on biases or normalisation layers too: shrinking those makes no weight zero.",
         f"{len(improper)} of the {len(on)} penalised parameters, {normal} of them in normalisation layers: "
         f"{_called(improper)}",
         "Penalise weights(model) only: parameters of two dimensions or more outside of normalisation layers.",

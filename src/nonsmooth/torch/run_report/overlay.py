@@ -45,7 +45,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, str], ...]], ...] = (
 def overlaid(a: Run, b: Run) -> list[Section]:
     """Loss, κ and its kink part, kink share and the ratios to the threshold: a line of each run, against the step.
 
-    A figure that only one run has is drawn, and says so; what neither has is a sentence.
+    A figure that only one run has is drawn, and says so, as is a curve of one point; what neither has is a sentence.
 
     >>> rows = tuple({"step": t, "kind": "trace", "loss": 1.0 / t} for t in (1, 2))
     >>> sections = overlaid(Run("A", {}, rows, ()), Run("B", {}, rows, ()))
@@ -59,18 +59,20 @@ def _section(a: Run, b: Run, anchor: str, title: str, panels: tuple[tuple[str, s
     plots: list[dict[str, Any]] = []
     lacking = []
     for kind, field, axis, heading in panels:
-        lines, absent = [], []
+        lines, absent, alone = [], [], []
         for run in (a, b):
             x, y = series(_rows(run, kind), field)
-            if any(map(math.isfinite, y)):
-                lines.append(Line(run.name, *thinned(x, y), "markers" if len(x) == 1 else "line"))
+            points = [step for step, value in zip(x, y, strict=True) if math.isfinite(value)]
+            if points:
+                lines.append(Line(run.name, *thinned(x, y), "markers" if len(points) == 1 else "line"))
+                alone += [f"{run.name} has one point, at step {points[0]}. "] if len(points) == 1 else []
             else:
                 absent.append(run.name)
         if not lines:
             lacking.append((heading or axis).lower())
             continue
         log = anchor == "loss" and positive(*lines)
-        said = f"Not measured in {absent[0]}. " if absent else ""
+        said = "".join(alone) + (f"Not measured in {absent[0]}. " if absent else "")
         if field == "curvature" and is_preconditioned(a) != is_preconditioned(b):
             said += "κ is in the units of the weights; the two optimisers' thresholds are not."
         plot = Plot(Axis("step"), Axis(axis, log), lines, title=heading, says=said.strip())

@@ -24,7 +24,7 @@ VERSIONS = ("nonsmooth", "torch", "python")
 
 
 def write_run_report(folder: str | Path, target: str | Path | None = None) -> Path:
-    """rows.jsonl and run.json of `folder` → one HTML file: `target`, or run.html beside them. Whole or not at all.
+    """rows.jsonl and run.json of `folder` → one HTML file: `target`, or report.html beside them. Whole or not at all.
 
     Raises ValueError, in one sentence, for a file that is broken or cannot be read or written.
 
@@ -33,7 +33,7 @@ def write_run_report(folder: str | Path, target: str | Path | None = None) -> Pa
     ValueError: no-such-folder: holds no watched run (neither rows.jsonl nor run.json); give the folder of a Monitor.
     """
     run = read_run(folder)
-    target = Path(folder) / "run.html" if target is None else Path(target)
+    target = Path(folder) / "report.html" if target is None else Path(target)
     return write_whole(target, _render(run), "choose another file")
 
 

@@ -15,10 +15,10 @@ __all__ = ["census_tables", "tried_table"]
 KINKED = ("discontinuous", "C⁰", "C¹")
 
 TRIED = {
-    "lr": "lr",
-    "steps": "steps",
     "loss_before": "loss before",
     "loss_after": "loss after",
+    "lr": "lr",
+    "steps": "steps",
     "lowest": "lowest",
     "raising": "steps that raised it, %",
     "orbit_curvature": "κ̄",

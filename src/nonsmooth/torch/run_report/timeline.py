@@ -293,10 +293,10 @@ def _flips(run: Run) -> Section:
     if whole is None:
         return Section("flips", "Flips", (), ("No flips were counted.",))
     total = max((number(r.get("units")) for r in steps if r.get("units") is not None), default=math.nan)
-    told = "Units whose active piece was another after the step than before"
-    told += f", of {show(total, 6)} units with kinks." if math.isfinite(total) else "."
-    layers, heat = _by_layer(steps, "flips_by_layer", "log₁₀ units flipped", "Blank: nothing flipped.", log=True)
-    plots = [_whole(whole, layers, Axis("units flipped"), heat, told)]
+    told = "Unit outputs (units × samples) whose active piece was another after the step than before"
+    told += f", of {total:.0f} with kinks." if math.isfinite(total) else "."
+    layers, heat = _by_layer(steps, "flips_by_layer", "log₁₀ unit outputs flipped", "Blank: nothing flipped.", log=True)
+    plots = [_whole(whole, layers, Axis("unit outputs flipped"), heat, told)]
     return _layered("flips", "Flips", plots, heat, layers)
 
 
@@ -363,11 +363,14 @@ def _chatter(run: Run) -> Section:
     tracked = max((number(row.get("weights")) for row in rows if row.get("weights") is not None), default=math.nan)
     window = number(rows[-1].get("window"))
     over = f" over the last {show(window)} steps" if math.isfinite(window) else ""
-    of = f" of {show(tracked, 6)} followed" if math.isfinite(tracked) else ""
+    of = f" of {tracked:.0f} followed" if math.isfinite(tracked) else ""
+    l1 = run.facts.get("l1")
+    penalised = isinstance(l1, dict) and bool(l1.get("terms"))
+    whose = "of all penalised weights" if penalised else "of the weights followed"
     wanted = (
         ("chattering", "weights", f"Weights that changed sign again and again{over}{of}.", "Chattering weights"),
         ("amplitude", "mean |w|", "How far from 0 the chattering weights stand.", "Amplitude"),
-        ("norm", "‖w‖₁", "The L1 norm of all penalised weights: it cannot fall below what chatters.", "L1 norm"),
+        ("norm", "‖w‖₁", f"The L1 norm {whose}: it cannot fall below what chatters.", "L1 norm"),
     )
     plots = []
     for field, axis, says, title in wanted:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointError
 
-from nonsmooth.torch.selection import Flip, Selection, flips, record, replay
+from nonsmooth.torch.selection import Flip, Selection, eagerly, flips, record, replay
 from nonsmooth.torch.selection.runs import CHECKPOINTED
 from nonsmooth.torch.steps.evaluation import (
     Closure,
@@ -226,10 +226,16 @@ def measured(
     names, ps = named("measure_step", params)
     again = SameRandomNumbers()
     x = [p.detach().clone() for p in ps]
-    with undisturbed(ps), again():
-        loss, before = record(closure)
-        f, g = loss.item(), gradient_of("measure_step", loss, ps)
-        del loss
+    undefined: list[str] = []
+    try:
+        with undisturbed(ps), again():
+            loss, before = record(closure)
+            f, g = loss.item(), gradient_of("measure_step", loss, ps)
+            del loss
+    except CheckpointError:  # recorded once, run anew without the record
+        undefined.append(CHECKPOINTED)
+        before = Selection(())
+        f, g = _plain(closure, ps, again)
     if callable(step):
         step()
         stays = contextlib.nullcontext()
@@ -240,17 +246,22 @@ def measured(
             put(ps, _checked(ps, step))
         there = [p.detach().clone() for p in ps]
         D = flat(there) - flat(x)
-        with undisturbed(ps), again():
-            loss, after = record(closure)
-            f_after, g_after = loss.item(), gradient_of("measure_step", loss, ps)
-            del loss
-        undefined: list[str] = []
-        try:
+        if undefined:
+            f_after, g_after = _plain(closure, ps, again)
+        else:
             with undisturbed(ps), again():
-                g_F = gradient_of("measure_step", replay(closure, before), ps, unused=True)
-            flipped = flips(before, after)
+                loss, after = record(closure)
+                f_after, g_after = loss.item(), gradient_of("measure_step", loss, ps)
+                del loss
+        g_F = torch.full_like(g, math.nan)
+        flipped: tuple[Flip, ...] = ()
+        try:
+            if not undefined:
+                with undisturbed(ps), again():
+                    g_F = gradient_of("measure_step", replay(closure, before), ps, unused=True)
+                flipped = flips(before, after)
         except (ValueError, CheckpointError) as error:
-            g_F, flipped = torch.full_like(g, math.nan), ()
+            g_F = torch.full_like(g, math.nan)
             undefined.append(CHECKPOINTED if isinstance(error, CheckpointError) else str(error))
         if not undefined and bool(g_after.isfinite().all()) and not bool(g_F.isfinite().all()):
             undefined.append("the frozen piece has no finite gradient at the new parameters")
@@ -269,6 +280,13 @@ def measured(
     sizes_of = ratio(secant, dot(D, D)), norm(D), norm(change), secant
     found = Step(f, f_after, dot(g, D), *sizes_of, split, other, flipped, tuple(undefined), before.unseen)
     return found, Vectors(D, g, g_after, before)
+
+
+def _plain(closure: Closure, ps: list[torch.Tensor], again: SameRandomNumbers) -> tuple[float, Vector]:
+    """The loss and its gradient with no record taken."""
+    with undisturbed(ps), again(), eagerly():
+        loss = closure()
+        return loss.item(), gradient_of("measure_step", loss, ps)
 
 
 @dataclass
