@@ -112,6 +112,8 @@ class Capture:
 
     def _pull(self) -> Tape | None:
         """Take the tape off the stack of modes, wherever it is on it, and any that was left there from before."""
+        if self.tape is None and not torch._C._len_torch_function_stack():
+            return None
         tape, self.tape = self.tape, None
         push(mode for mode in popped() if not isinstance(mode, Tape))
         return tape
@@ -127,11 +129,16 @@ class Capture:
 
         Module.__call__ = call  # type: ignore[method-assign]
 
+    def _unpatch(self) -> None:
+        """Modules are called as torch has it. To write to a class costs: only where it is not so."""
+        if Module.__call__ is not self._call:
+            Module.__call__ = self._call  # type: ignore[method-assign]
+
     def _rest(self) -> None:
         """Stop listening: modules are called as ever."""
         self._wanted = False
         self._pull()
-        Module.__call__ = self._call  # type: ignore[method-assign]
+        self._unpatch()
 
     def _outermost(self, who: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call from outside of all modules, with nothing of ours on within it."""
@@ -139,7 +146,7 @@ class Capture:
             learns = torch.is_grad_enabled() and (not isinstance(who, Module) or _learns(who))
         tape = self._pull() or (Tape() if learns else None)
         wanted, self._wanted, turn = self._wanted, False, self._turn
-        Module.__call__ = self._call  # type: ignore[method-assign]
+        self._unpatch()
         again = SameRandomNumbers() if tape is not None else None
         try:
             out = call(*args, **kwargs)
@@ -174,7 +181,7 @@ class Capture:
         if not aside_by_torch:
             self._pull()
         self._wanted = False
-        Module.__call__ = self._call  # type: ignore[method-assign]
+        self._unpatch()
         try:
             result = own(tensors, grad_tensors, *args, **more)
         finally:
@@ -316,7 +323,8 @@ def aside() -> Iterator[None]:
 
 def popped() -> list[Any]:
     """Take all modes off torch's stack, the lowest first."""
-    return [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())][::-1]
+    count = torch._C._len_torch_function_stack()
+    return [torch._C._pop_torch_function_stack() for _ in range(count)][::-1] if count else []
 
 
 def push(modes: Iterable[Any]) -> None:
