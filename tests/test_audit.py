@@ -16,6 +16,7 @@ from torch import nn, optim
 from torch.nn.functional import cross_entropy, max_pool2d, relu
 from torch.utils.data import DataLoader, Dataset
 
+from apart import apart
 from nonsmooth.penalties import L1
 from nonsmooth.torch import Proximal, monitor, probes
 from nonsmooth.torch.audit import Audit
@@ -240,6 +241,7 @@ def test_a_watched_run_is_the_same_bit_by_bit(model, optimizer, mode):
     assert watched == bare and measured(found.rows) >= 4
 
 
+@apart
 def test_streams_of_workers_stay_what_they_were():
     how = (MODELS["mlp"], OPTIMIZERS["sgd"])
     bare, _ = run(*how, workers=2)

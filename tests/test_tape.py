@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, dropout, mse_loss
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from apart import apart
 from nonsmooth.torch import capture as module
 from nonsmooth.torch import tape as tapes
 from nonsmooth.torch.capture import Capture, Heard
@@ -654,6 +655,7 @@ class Squares(torch.utils.data.Dataset[torch.Tensor]):
         return self.net(X[i].square()).detach() + 0 * torch.rand(1)
 
 
+@apart
 def test_forked_workers_are_left_alone():
     model, data = nn.Linear(3, 3).double(), Squares()
     batches: list[torch.Tensor] = []

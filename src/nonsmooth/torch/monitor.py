@@ -35,6 +35,8 @@ SIDE = 0.15
 """The share of the budget that traces of the weights, and windows of their signs, may each take."""
 APART = 1.1
 """How far apart, by this factor, the steps are at which the allowance pays."""
+FIRST = 8.0
+"""About how many probes of a step the first estimate of the sharpness costs, which no earlier one helps."""
 DENSE = 1024
 """Up to so many steps each is traced; then the distance doubles whenever their number does."""
 
@@ -47,7 +49,8 @@ class Monitor:
     kink part, kink share, flips; κ̄ over the measured steps), one of kind "stability" the (preconditioned) sharpness
     and its ratio to the optimiser's threshold, warm-started; for an optimiser without one λ₁ of the Hessian alone.
     They share the budget evenly: a probe is made where, by the cost of its last, all probes so far stay within it. The
-    first of each kind has no last: they are made at the first two steps. Rows of kind "trace" hold checksums of the
+    first of each kind has no last: that of a step is made at once, that of the sharpness when its likely cost, by the
+    cost of the other, is within the allowance or the budget. Rows of kind "trace" hold checksums of the
     weights, to tell where two runs part; rows of kind "chatter" what signs of weights did over a window of steps.
 
     folder: where each row is appended at once, to rows.jsonl, and where run.json and report.html are written. data:
@@ -180,6 +183,8 @@ class Monitor:
             self._before = None
             self._spend(kind, began)
             self._cost[kind] = time.perf_counter() - began
+            if kind == "step" and not self._made["stability"]:  # its first has no last to tell what it will cost
+                self._cost["stability"] = FIRST * self._cost[kind]
         self.wants = self._due()
 
     def spend(self, kind: str, began: float) -> None:
@@ -206,7 +211,7 @@ class Monitor:
         kind = min(kinds, key=lambda k: (bool(self._made[k]), self._used[k]))
         cost, elapsed = self._cost[kind], time.perf_counter() - self._began
         affordable = self.spent + cost <= self.budget * (elapsed + cost)
-        return kind if affordable or not self._made[kind] else None
+        return kind if affordable or (not self._made[kind] and cost <= self.allowance) else None
 
     def _has_room(self, kind: str) -> bool:
         return self._used[kind] <= SIDE * self.budget * (time.perf_counter() - self._began)
