@@ -249,7 +249,7 @@ def _probes(record: Record, told: set[str]) -> Iterator[Finding]:
             "note",
             f"Watching took {percent(used)} of the wall clock, above its budget of {percent(budget)}.",
             f"{say(finite(record.facts, 'spent'))} of {say(finite(record.facts, 'seconds'))} s.",
-            "The first probe of each kind is made whatever it costs; in a short run that is most of it.",
+            "The first probe of a step is made whatever it costs; in a short run that is most of it.",
             "Watch a longer run; the share falls to the budget.",
             number=used,
             unit="of the wall clock",
