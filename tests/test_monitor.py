@@ -242,6 +242,12 @@ def on_a_clock(monkeypatch: Any, steps: int, **options: Any) -> tuple[Monitor, l
     return monitor, measured
 
 
+def test_a_first_sharpness_that_is_dear_waits_and_starves_no_one(monkeypatch):
+    monitor, few = on_a_clock(monkeypatch, 3000, budget=0.1, allowance=0.0)
+    assert 0.08 <= monitor.share <= 0.1 and few[0] == 1
+    assert monitor.made["step"] > 5 and monitor.made["stability"] > 5  # it was saved for, and then they take turns
+
+
 def test_a_short_run_may_take_its_allowance_and_no_more(monkeypatch):
     bare, few = on_a_clock(monkeypatch, 100, budget=0.02, allowance=0.0)
     assert few == [1] and bare.spent == pytest.approx(1.0)  # a first sharpness would cost some 8 s

@@ -208,10 +208,16 @@ class Monitor:
         if granted in kinds and self._granted + self._cost[granted] <= self.allowance:
             self._granted += self._cost[granted]  # on a grid of steps, so that two runs have them in common
             return granted
-        kind = min(kinds, key=lambda k: (bool(self._made[k]), self._used[k]))
-        cost, elapsed = self._cost[kind], time.perf_counter() - self._began
-        affordable = self.spent + cost <= self.budget * (elapsed + cost)
-        return kind if affordable or (not self._made[kind] and cost <= self.allowance) else None
+        elapsed, budget = time.perf_counter() - self._began, self.budget
+        for kind in sorted(kinds, key=lambda k: (bool(self._made[k]), self._used[k])):
+            cost = self._cost[kind]
+            affordable = self.spent + cost <= budget * (elapsed + cost)
+            if affordable or (not self._made[kind] and cost <= self.allowance):
+                return kind
+            if self._made[kind]:  # it is its turn, and the other would take what it waits for
+                return None
+            budget /= 2  # while a first one saves for its cost
+        return None
 
     def _has_room(self, kind: str) -> bool:
         return self._used[kind] <= SIDE * self.budget * (time.perf_counter() - self._began)
