@@ -105,7 +105,6 @@ class Audit:
         self._left: dict[int, int] = {}  # versions of the parameters after the last step
         self._same = 0  # batches in a row that were one and the same
         self._optimizers: list[weakref.ref[Optimizer]] = []
-        self._steps: dict[int, int] = {}
         self._why = ""
         self.agreement: Agreement | None = None
         self._x: list[torch.Tensor] | None = None
@@ -114,14 +113,12 @@ class Audit:
         self._terms: dict[tuple[str, str], PenaltyTerm] = {}
         self._census: Any = None
         self._checks = 0
-        self._began = 0.0
         self._next = 8
         self._rows: list[dict[str, Any]] = []
 
     # --- while it goes on -------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Audit:
-        self._began = time.time()
         self.capture.__enter__()
         return self
 
@@ -177,10 +174,9 @@ class Audit:
 
     def _after(self, optimizer: Optimizer, heard: Heard) -> None:
         number = self._number(optimizer)
-        self._steps[number] = self._steps.get(number, 0) + 1
         monitor = self.monitor
         if monitor is None:
-            if not self._optimizers or len(self._optimizers) < self.which:
+            if len(self._optimizers) < self.which:
                 self.capture.listen()
             return
         if number != self.which:
@@ -191,8 +187,7 @@ class Audit:
         if heard.programs or heard.why or heard.tape is not None:
             self._heard(optimizer, heard)
         closure = self.kept[-1] if self.kept and self.kept[-1].step == monitor.t + 1 else None
-        wanted = monitor.wants
-        if wanted is not None and closure is None:
+        if monitor.wants is not None and closure is None:
             late = (
                 "it was computed before any module was called"
                 if heard.losses
@@ -293,7 +288,6 @@ class Audit:
         except Exception as error:
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             self._lacks("the census", why, "nonsmooth census train.py")
-            self._census = None
             return None
 
     # --- at the end -------------------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ import torch
 
 from nonsmooth.torch.l1_audit import PenaltyTerm, find_sign_in_grad
 from nonsmooth.torch.selection import eagerly
+from nonsmooth.torch.steps.evaluation import dot, flat, kept, norm, put
 from nonsmooth.torch.tape import Program
 from nonsmooth.torch.undisturbed import undisturbed
 
-__all__ = ["CLOSE", "Agreement", "Batch", "agreement", "put"]
+__all__ = ["CLOSE", "Agreement", "Batch", "agreement"]
 
 CLOSE = 1e-3
 """How near a loss or gradient that is computed again must come to the script's, as a share of it, to be the same."""
@@ -99,7 +100,7 @@ def agreement(
     params = list(named.values())
     now = [p.detach().clone() for p in params]
     gap, grads = 0.0, []
-    try:
+    with kept(params, now):
         put(params, before)
         for program in programs:
             with undisturbed(params), eagerly():
@@ -113,8 +114,6 @@ def agreement(
                     "changes from call to call, or the parameters changed before the step, as in LBFGS"
                 )
             grads.append(_flat(params, found))
-    finally:
-        put(params, now)
     G = _flat(params, seen)
     best: tuple[float, int, torch.Tensor] = (float("inf"), len(grads), G)
     for count in range(len(grads), 0, -1):
@@ -137,28 +136,15 @@ def agreement(
     return Agreement(count, gap, signs.clip_factor, signs.terms, signs.unknown)
 
 
-def put(params: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Write values into parameters, unseen by autograd: a graph of the script's that holds them stays good.
-
-    >>> w = torch.nn.Parameter(torch.zeros(1))
-    >>> put([w], [torch.ones(1)])
-    >>> w.item()
-    1.0
-    """
-    for p, value in zip(params, values, strict=True):
-        p.data.copy_(value)
-
-
 def _flat(params: Sequence[torch.Tensor], values: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    parts = [torch.zeros_like(p) if v is None else v for p, v in zip(params, values, strict=True)]
-    return torch.cat([v.detach().to_dense().reshape(-1).to(torch.float64) for v in parts])
+    return flat([torch.zeros_like(p) if v is None else v for p, v in zip(params, values, strict=True)])
 
 
 def _factor(G: torch.Tensor, g: torch.Tensor) -> float:
-    square = float(g @ g)
-    return float(G @ g) / square if square else 1.0
+    square = dot(g, g)
+    return dot(G, g) / square if square else 1.0
 
 
 def _distance(G: torch.Tensor, g: torch.Tensor) -> float:
-    size = float(torch.linalg.vector_norm(G))
-    return float(torch.linalg.vector_norm(G - g)) / size if size else 0.0
+    size = norm(G)
+    return norm(G - g) / size if size else 0.0

@@ -15,6 +15,7 @@ from nonsmooth.torch.curvature import Sharpness, sharpness
 from nonsmooth.torch.selection import eagerly
 from nonsmooth.torch.stability import Stability, StepScale, stability, step_scale
 from nonsmooth.torch.steps import OrbitCurvature
+from nonsmooth.torch.steps.evaluation import kept, put
 from nonsmooth.torch.steps.step import Vectors, measured
 
 __all__ = ["Probes", "checksums", "quietly"]
@@ -49,14 +50,11 @@ class Probes:
         """`measure_step` from `before` to where the parameters are now."""
         assert before is not None
         params = self.params()
-        after = [p.detach().clone() for _, p in params]
-        try:
-            for (_, p), old in zip(params, before, strict=True):
-                p.data.copy_(old)  # unseen by autograd: a graph of the script's that holds it stays good
+        held = [p for _, p in params]
+        after = [p.detach().clone() for p in held]
+        with kept(held, after):  # unseen by autograd: a graph of the script's that holds them stays good
+            put(held, before)
             step, vectors = measured(closure, params, after)
-        finally:
-            for (_, p), new in zip(params, after, strict=True):
-                p.data.copy_(new)
         self.orbit.update(step)
         split = step.frozen
         return {
