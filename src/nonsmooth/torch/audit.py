@@ -21,7 +21,7 @@ from nonsmooth.torch.batches import CLOSE, Agreement, Batch, agreement
 from nonsmooth.torch.capture import Capture, Heard
 from nonsmooth.torch.census import record as census_of
 from nonsmooth.torch.facts import plain, write_facts
-from nonsmooth.torch.findings import Finding, findings
+from nonsmooth.torch.findings import Finding, findings, text
 from nonsmooth.torch.interception import Interception
 from nonsmooth.torch.l1_audit import PenaltyTerm
 from nonsmooth.torch.monitor import Monitor
@@ -392,6 +392,12 @@ class Audit:
     def findings(self) -> tuple[Finding, ...]:
         """What was found, in words: problems first."""
         return findings(self.facts, self._rows)
+
+    @property
+    def told(self) -> str:
+        """The findings for a terminal, and where the page is, if it was written."""
+        words = text(self.findings)
+        return words if self.folder is None else f"{words}\n\nOpen {self.folder / 'report.html'}"
 
     def report(self, path: str | Path) -> Path:
         """Write the page. Raises ValueError, in one sentence, where it cannot be written."""

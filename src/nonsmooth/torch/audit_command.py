@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 
 from nonsmooth.torch.audit import Audit
-from nonsmooth.torch.findings import text
 from nonsmooth.torch.script import run_script, script_of
 
 __all__ = ["audit_script", "free_folder"]
@@ -78,7 +77,7 @@ def audit_script(
     except ValueError as error:
         (say or _say)(f"audit: {error}")
         return code
-    (say or _say)(f"\n{text(audit.findings)}\n\nOpen {folder / 'report.html'}")
+    (say or _say)(f"\n{audit.told}")
     return code
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nonsmooth.torch.audit import Audit
-from nonsmooth.torch.findings import text
 from nonsmooth.torch.loggers import sink
 
 __all__ = ["Watch"]
@@ -87,8 +86,7 @@ class Watch:
             said = str(wrong) if isinstance(wrong, ValueError) else f"{type(wrong).__name__}: {wrong}"
             self.say(f"audit: {said}")
             return
-        assert self.audit.folder is not None
-        self.say(f"\n{text(self.audit.findings)}\n\nOpen {self.audit.folder / 'report.html'}")
+        self.say(f"\n{self.audit.told}")
 
     def _at_exit(self) -> None:
         self.leave(getattr(sys, "last_value", None) or UNENDED)
