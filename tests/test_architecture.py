@@ -76,10 +76,11 @@ LAYERS = {
     "torch.audit_command": 9,
     "torch.integrations": 9,
     "torch": 10,
-    "claims": 11,
-    "report": 12,
-    "cli": 13,
-    "__main__": 14,
+    "networks": 11,
+    "claims": 12,
+    "report": 13,
+    "cli": 14,
+    "__main__": 15,
 }
 """The layer of each module, or of each package whose modules may import one another."""
 

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-__all__ = ["STOP", "Slices", "need_memory"]
+__all__ = ["STOP", "Slices", "heed_stop", "need_memory"]
 
 STOP: ContextVar[threading.Event | None] = ContextVar("STOP", default=None)
 """What a thread's simulations look at between slices: once it is set they end with KeyboardInterrupt."""
@@ -57,7 +57,7 @@ class Slices:
         self.started = time.perf_counter()
 
     def __enter__(self) -> Slices:
-        _heed_stop()
+        heed_stop()
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -68,7 +68,7 @@ class Slices:
         """(from, count) in units of `every` steps: a short one to learn the pace, then half-seconds."""
         size = max(1, 64 // every)
         while start < stop:
-            _heed_stop()
+            heed_stop()
             count = min(size, stop - start)
             began = time.perf_counter()
             yield start, count
@@ -94,7 +94,11 @@ class Slices:
             self.bar.update(self.task, completed=self.done)
 
 
-def _heed_stop() -> None:
+def heed_stop() -> None:
+    """Raises KeyboardInterrupt where this thread's simulations are to end.
+
+    >>> heed_stop()
+    """
     stop = STOP.get()
     if stop is not None and stop.is_set():
         raise KeyboardInterrupt("stopped from outside")
