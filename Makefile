@@ -29,7 +29,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/lab: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[lab]'
+	$(INSTALL) --editable '.[lab,torch]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nonsmooth.claims.texts import TEXTS, Text
-from nonsmooth.ledger import ABSTRACT, read_rows, sentence_verdict
+from nonsmooth.ledger import ABSTRACT, SUBJECTS, read_rows, sentence_verdict, subject
 
 ROOT = Path(__file__).parent.parent
 SHORT = 160
@@ -44,11 +44,17 @@ def shortened(text: str, limit: int = SHORT) -> str:
     return text if len(text) <= limit else textwrap.shorten(text, limit, placeholder=" …")
 
 
+def together(rows: Iterable[Row], number: int) -> str:
+    """What the claims say together of a sentence, on functions and on networks."""
+    of = {name: [row for row in rows if subject(row["claim"]) == name] for name in SUBJECTS}
+    return "; ".join(f"{name}: **{sentence_verdict(mine, number)}**" for name, mine in of.items())
+
+
 def short_table(rows: Iterable[Row]) -> str:
     """What the README shows: for each sentence its claims, verdicts and conditions, these in short."""
     lines = []
     for number, text in ABSTRACT.items():
-        lines += ["", f"**{number}. {text}** Taken together: {sentence_verdict(rows, number)}.", ""]
+        lines += ["", f"**{number}. {text}**", "", f"On {together(rows, number)}.", ""]
         lines += ["| claim | verdict | holds when |", "|---|---|---|"]
         for row in (row for row in rows if row["sentence"] == number):
             holds = escaped(short := shortened(row["holds_when"]))
@@ -62,7 +68,7 @@ def full_list(rows: Iterable[Row]) -> str:
     lines = []
     for number, text in ABSTRACT.items():
         lines += ["", f"## Sentence {number}", "", escaped(text), ""]
-        lines += [f"Taken together: **{sentence_verdict(rows, number)}**."]
+        lines += [f"On {together(rows, number)}."]
         for row in (row for row in rows if row["sentence"] == number):
             cases, samples = len(row["cases"]), row["seeds"]
             size = f"{cases} case{'s' * (cases > 1)}, " + (

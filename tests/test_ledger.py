@@ -147,6 +147,7 @@ def test_where_puts_a_scan_into_words(mask, words):
     ("rows", "verdict"),
     [
         ([], "not tested yet"),
+        (["limits supported"], "only its limits are tested"),
         (["for supported"], "holds"),
         (["for supported", "limits supported"], "holds, within limits"),
         (["for supported", "limits refuted"], "holds"),

@@ -17,6 +17,7 @@ from markupsafe import escape
 from nonsmooth.claims.texts import TEXTS, Text
 from nonsmooth.ledger import (
     ABSTRACT,
+    SUBJECTS,
     Claim,
     Evidence,
     at_least,
@@ -24,6 +25,7 @@ from nonsmooth.ledger import (
     equals,
     read_rows,
     sentence_verdict,
+    subject,
     write_rows,
 )
 from nonsmooth.plots import Axis, Heat, Line, Plot, Table
@@ -126,6 +128,7 @@ def rows_and_figures():
         ("rmsprop/three-floors", "SGD, RMSProp and Adam differ.", 3, equals(0.1), methods, blunt, {}, "limits"),
         ("rmsprop/refuted", "RMSProp and SGD reach the same norm.", 3, at_most(), methods, twice),
         ("edge/undecided", "The share of runs is one. " + LONG, 4, equals(0.02), undecided, {}),
+        ("networks/floor", "The floor of a trained network is ηλP/2.", 1, equals(0.05), floor, prox, {}, "limits"),
         (f"zoo/{HOSTILE}", f"Hostile {HOSTILE}", 4, at_least(0.5, absolute=True), hostile, away),
     ]
     rows, figures = [], {}
@@ -169,7 +172,7 @@ def test_the_page_shows_each_row(ledger, page_text):
     for row in ledger[0]:
         assert all(escape(row[field]) in page_text for field in ("says", "command", "source"))
     themes = re.findall(r'<h2 id="theme-\d">(.*?)</h2>', page_text)
-    assert themes == ["Convergence", "L1 penalties", "RMSProp", "The edge of stability", "Zoo"]
+    assert themes == ["Convergence", "L1 penalties", "RMSProp", "The edge of stability", "Networks", "Zoo"]
     assert "the proximal map in autograd&#39;s place</strong>: refuted, as it must be." in page_text
     assert "one per cent off</strong>: supported. It should be refuted" in page_text
     assert "Weak tests." in page_text
@@ -182,12 +185,17 @@ def test_the_abstract_at_a_glance(ledger, page_text):
     for number, said in ABSTRACT.items():
         part = glance[glance.index(f'id="sentence-{number}"') :].partition("</li>\n    <li")[0]
         assert escape(said) in part
-        assert sentence_verdict(ledger[0], number) in part
-        assert "#icon-" in part
+        columns = part.split('<div class="subject ')[1:]
+        for of, column in zip(SUBJECTS, columns, strict=True):
+            mine = [row for row in ledger[0] if subject(row["claim"]) == of]
+            assert f'data-subject="{of}"' in column and "#icon-" in column
+            assert sentence_verdict(mine, number) in column
+            assert ("networks/floor" in column) == (of == "networks" and number == 1)
     assert "not tested yet" in glance
-    limits = glance[glance.index("1 claim limits it") :]
+    third = glance[glance.index('id="sentence-3"') :]
+    limits = third[third.index("1 claim limits it") :]
     assert "rmsprop/three-floors" in limits.partition("</ul>")[0]
-    counts = re.sub(r"<[^>]*>|\s+", " ", glance[glance.index('id="sentence-3"') :])
+    counts = re.sub(r"<[^>]*>|\s+", " ", third)
     assert re.search(r" 1 claim speaks for it +1 refuted .* 1 claim limits it +1 supported ", counts)
 
 

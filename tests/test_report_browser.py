@@ -162,7 +162,7 @@ def test_the_keyboard_reaches_filter_claims_and_legend(browser, out):
         page.keyboard.press("Space")
         shown = page.locator("article.claim:visible")
         assert [a.get_attribute("data-verdict") for a in shown.all()] == ["refuted"]
-        assert page.get_by_role("status").first.text_content() == "1 of 6 claims"
+        assert page.get_by_role("status").first.text_content() == "1 of 7 claims"
         page.keyboard.press("Tab")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.id") == "search"
@@ -200,7 +200,7 @@ def test_a_link_brings_back_a_claim_that_was_filtered_out(visit):
     page.locator("#sentence-2 summary").click()
     page.locator("#sentence-2 a.chip").click()
     visit.wait("!document.getElementById('claim-l1--sgd-floor').hidden")
-    assert page.locator("article.claim:visible").count() == 6
+    assert page.locator("article.claim:visible").count() == 7
 
 
 def test_downloads(visit):

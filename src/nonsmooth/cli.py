@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nonsmooth.ledger import ABSTRACT, CLAIMS, read_rows, sentence_verdict
+from nonsmooth.ledger import ABSTRACT, CLAIMS, SUBJECTS, read_rows, sentence_verdict, subject
 
 __all__ = ["main"]
 
@@ -69,30 +69,41 @@ def reproduce(
     full: Annotated[bool, typer.Option("--full", help="The larger samples.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The master seed; 0 is the one in the source.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim is supported.")] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="For claims on networks: digits, mnist1d, a folder of MNIST, CIFAR-10.")
+    ] = None,
 ) -> None:
     """Test the claims and write verdicts, figures, datasets and the report."""
     with sentences():
         import nonsmooth.claims  # noqa: F401
-        from nonsmooth.claims.reproduce import ExperimentError, kept_rows, select
+        from nonsmooth.claims.reproduce import ExperimentError, kept_rows, runnable, select
         from nonsmooth.claims.reproduce import reproduce as run
         from nonsmooth.report import write_report
         from nonsmooth.report.rows import check_rows
 
         patterns = only or ["*"]
-        chosen = select(patterns)
+        chosen = runnable(asked := select(patterns))
+        if left := len(asked) - len(chosen):
+            errors.print(f"Left out: {left} claims on networks, which need torch: pip install 'nonsmooth[torch]'")
         check_rows(list(kept_rows(out, chosen).values()))
         began, count = time.perf_counter(), len(chosen)
         failure: ExperimentError | None = None
+        runs = ""
         with screen.status(f"testing {count} claims") as status:
+
+            def watch(made: int, wanted: int) -> None:
+                nonlocal runs
+                runs = f"; trained {made} of {wanted} networks" if made < wanted else ""
+                status.update(f"{count} claims to go{runs}")
 
             def tell(row: dict[str, Any]) -> None:
                 nonlocal count
                 count -= 1
-                status.update(f"{count} claims to go")
+                status.update(f"{count} claims to go{runs}")
                 screen.print(f"{_badge(row['verdict'])} {row['claim']}  [dim]{row['seconds']:.1f} s[/]")
 
             try:
-                run(out, patterns, full, seed, tell)
+                run(out, patterns, full, seed, tell, data, watch)
             except ExperimentError as error:
                 failure = error
         try:
@@ -252,11 +263,10 @@ def _badge(verdict: str) -> str:
 
 
 def _print_sentences(rows: list[dict[str, Any]]) -> None:
-    table = Table(
-        "", "what the abstract says", "what the claims say", title="\nThe paper's five sentences", show_lines=True
-    )
+    table = Table("", "what the abstract says", *SUBJECTS, title="\nThe paper's five sentences", show_lines=True)
     for number, text in ABSTRACT.items():
-        table.add_row(str(number), escape(text), sentence_verdict(rows, number))
+        verdicts = [sentence_verdict([r for r in rows if subject(r["claim"]) == of], number) for of in SUBJECTS]
+        table.add_row(str(number), escape(text), *verdicts)
     screen.print(table)
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from nonsmooth.plots import Plot, Table
 __all__ = [
     "ABSTRACT",
     "CLAIMS",
+    "SUBJECTS",
     "Claim",
     "Evidence",
     "Relation",
@@ -40,6 +42,7 @@ __all__ = [
     "equals",
     "read_rows",
     "sentence_verdict",
+    "subject",
     "where",
     "write_rows",
 ]
@@ -56,6 +59,9 @@ ABSTRACT = {
     "assumptions.",
 }
 """What the abstract of arXiv 2401.08426 says, in our words, sentence by sentence."""
+
+SUBJECTS = ("functions", "networks")
+"""What claims are about: functions whose every constant is known, or networks that are trained."""
 
 CONFIDENCE = 0.95
 
@@ -260,9 +266,15 @@ class Claim:
             "versions": versions(),
             "seconds": round(time.perf_counter() - began, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": f"nonsmooth reproduce --only '{self.id}'{' --full' * full}{_seed_option(settings)}",
+            "command": f"nonsmooth reproduce --only '{self.id}'{' --full' * full}{self._options(settings)}",
         }
         return row, evidence
+
+    def _options(self, settings: Mapping[str, Any]) -> str:
+        """What the command line needs for settings that are not the source's."""
+        seed = f" --seed {settings['master']}" if settings.get("master") else ""
+        given = settings.get("data")
+        return seed + ("" if given == self.parameters.get("data") else f" --data {shlex.quote(str(given))}")
 
 
 CLAIMS: dict[str, Claim] = {}
@@ -334,6 +346,15 @@ def where(axis: str, values: Iterable[float], holds: Iterable[bool], unit: str =
     return f"{axis} from {show(grid[low])} to {show(grid[high])} (fails at {ends})"
 
 
+def subject(claim: str) -> str:
+    """Which of `SUBJECTS` a claim is about, by its id.
+
+    >>> subject("networks/edge-orbit-curvature"), subject("edge/orbit-curvature")
+    ('networks', 'functions')
+    """
+    return SUBJECTS[claim.startswith("networks/")]
+
+
 def sentence_verdict(rows: Iterable[Mapping[str, Any]], sentence: int) -> str:
     """What the rows say together of one sentence of the abstract.
 
@@ -343,7 +364,7 @@ def sentence_verdict(rows: Iterable[Mapping[str, Any]], sentence: int) -> str:
     mine = [row for row in rows if row["sentence"] == sentence]
     speaking = [row["verdict"] for row in mine if row["bears"] == "for"]
     if not speaking:
-        return "not tested yet"
+        return "only its limits are tested" if mine else "not tested yet"
     if "refuted" in speaking:
         return "does not hold as said" if "supported" not in speaking else "holds in part"
     if "supported" not in speaking:
@@ -357,7 +378,7 @@ def sentence_verdict(rows: Iterable[Mapping[str, Any]], sentence: int) -> str:
 def versions() -> dict[str, str]:
     """Python and the installed packages on which a number may depend."""
     found = {"python": platform.python_version()}
-    for name in ("nonsmooth", "numpy", "scipy", "jax", "xarray", "scikit-learn"):
+    for name in ("nonsmooth", "numpy", "scipy", "jax", "torch", "xarray", "scikit-learn"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -404,10 +425,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
-
-
-def _seed_option(settings: Mapping[str, Any]) -> str:
-    return f" --seed {settings['master']}" if settings.get("master") else ""
 
 
 def _number(value: float) -> float | None:

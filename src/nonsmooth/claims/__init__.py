@@ -6,6 +6,7 @@ from nonsmooth.claims import floors, variations, paradox, zeros
 from nonsmooth.claims import rmsprop
 from nonsmooth.claims import edge, thresholds
 from nonsmooth.claims import autodiff, literature
+from nonsmooth.claims import networks
 
 __all__ = [
     "autodiff",
@@ -13,6 +14,7 @@ __all__ = [
     "edge",
     "floors",
     "literature",
+    "networks",
     "paradox",
     "remedies",
     "rmsprop",

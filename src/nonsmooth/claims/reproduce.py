@@ -6,6 +6,7 @@ next one to write into the folder.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -21,10 +22,12 @@ from typing import Any
 
 import xarray as xr
 
-from nonsmooth.ledger import CLAIMS, Claim, Evidence, read_rows, write_rows
+from nonsmooth.ledger import CLAIMS, Claim, Evidence, read_rows, subject, write_rows
+from nonsmooth.networks import STORE, Store
+from nonsmooth.networks.data import load
 from nonsmooth.progress import STOP
 
-__all__ = ["ExperimentError", "dataset_of", "file_name", "kept_rows", "reproduce", "select"]
+__all__ = ["ExperimentError", "dataset_of", "file_name", "kept_rows", "reproduce", "runnable", "select"]
 
 STAGING = ".unfinished-"
 
@@ -47,6 +50,15 @@ def select(only: Sequence[str]) -> list[Claim]:
     return chosen
 
 
+def runnable(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims that the installed packages can test: those on networks need torch.
+
+    >>> [claim.id for claim in runnable(select(["edge/huber-orbits"]))]
+    ['edge/huber-orbits']
+    """
+    return [c for c in claims if subject(c.id) != "networks" or importlib.util.find_spec("torch") is not None]
+
+
 def file_name(claim: str) -> str:
     """The claim's id as a file name.
 
@@ -57,29 +69,54 @@ def file_name(claim: str) -> str:
 
 
 def reproduce(
-    out: Path, only: Sequence[str] = ("*",), full: bool = False, master: int = 0, tell: Report = lambda row: None
+    out: Path,
+    only: Sequence[str] = ("*",),
+    full: bool = False,
+    master: int = 0,
+    tell: Report = lambda row: None,
+    data: str | None = None,
+    watch: Callable[[int, int], None] = lambda made, asked: None,
 ) -> list[dict[str, Any]]:
     """Run the claims that match `only` and write `verdicts.jsonl`, `figures/` and `data/` into `out`.
 
-    Nothing in `out` changes before the last experiment has ended: an interruption leaves what was there, and stops
+    Of these nothing changes before the last experiment has ended: an interruption leaves what was there, and stops
     the experiments at their next slice. Figures and data are moved first and the rows written last. Rows of claims
-    that were not run again stay. `tell` is called with each row as it is found; two experiments run at a time. Raises
-    ValueError, before anything runs, where `out` cannot be written or the rows in it cannot be read, and
-    ExperimentError, after writing the rest, where an experiment raised.
+    that were not run again stay. The training runs behind claims on networks are kept in `networks.jsonl` as each ends:
+    after an interruption, kill -9 too, they are not made again. `data` names other data for those claims, as
+    `networks.data.load` takes them. `tell` is called with each row as it is found, and `watch` with how many training
+    runs were made and asked for; two experiments run at a time. Claims on networks are left out where torch is missing.
+
+    Raises ValueError, before anything runs, where `out` cannot be written, the rows in it or the data cannot be read or
+    only torch's claims are asked for without it, and ExperimentError, after writing the rest, where one raised.
 
     >>> rows = reproduce(Path(tempfile.mkdtemp()), ["edge/huber-orbits"])
     >>> [(row["claim"], row["verdict"]) for row in rows]
     [('edge/huber-orbits', 'supported')]
     """
-    claims = select(only)
+    claims = runnable(select(only))
+    if not claims:
+        raise ValueError("claims on networks need torch, which is not installed; run: pip install 'nonsmooth[torch]'")
+    if data is not None:
+        load(data)
     earlier = kept_rows(out)
+    store = Store(out / "networks.jsonl", watch)
     staged = _staging(out)
     rows: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
     stop, moving = threading.Event(), False
-    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=STOP.set, initargs=(stop,))
+
+    def begin() -> None:
+        STOP.set(stop)
+        STORE.set(store)
+
+    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=begin)
     try:
-        running = {pool.submit(claim.run, full, master=master): claim for claim in claims}
+        running = {
+            pool.submit(
+                claim.run, full, master=master, **({"data": data} if data and "data" in claim.parameters else {})
+            ): claim
+            for claim in claims
+        }
         for done in as_completed(running):
             claim = running[done]
             try:

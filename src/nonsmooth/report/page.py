@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nonsmooth.ledger import ABSTRACT, Verdict, read_rows, sentence_verdict
+from nonsmooth.ledger import ABSTRACT, SUBJECTS, Verdict, read_rows, sentence_verdict, subject
 
 try:
     from nonsmooth.claims.texts import TEXTS, Text
@@ -42,6 +42,7 @@ COMBINED = {
     "holds in part": "mixed",
     "does not hold as said": "refuted",
     "undecided": "undecided",
+    "only its limits are tested": "undecided",
     "not tested yet": "untested",
 }
 """The look of what `sentence_verdict` says."""
@@ -175,22 +176,26 @@ def _themes(claims: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _sentence(number: int, rows: Sequence[Mapping[str, Any]], claims: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    mine = [claim for claim in claims if claim["sentence"] == number]
-    verdict = sentence_verdict(rows, number)
-    return {
-        "number": number,
-        "text": ABSTRACT[number],
-        "verdict": verdict,
-        "look": COMBINED.get(verdict, "undecided"),
-        "bearings": [
-            {"words": words, "claims": bearing, "counts": _counts(bearing)}
-            for *words, bears in (
-                ("claim speaks for it", "claims speak for it", "for"),
-                ("claim limits it", "claims limit it", "limits"),
-            )
-            if (bearing := [claim for claim in mine if claim["bears"] == bears])
-        ],
-    }
+    columns = []
+    for of in SUBJECTS:
+        verdict = sentence_verdict([row for row in rows if subject(row["claim"]) == of], number)
+        mine = [claim for claim in claims if claim["sentence"] == number and subject(claim["claim"]) == of]
+        columns.append(
+            {
+                "subject": of,
+                "verdict": verdict,
+                "look": COMBINED.get(verdict, "undecided"),
+                "bearings": [
+                    {"words": words, "claims": bearing, "counts": _counts(bearing)}
+                    for *words, bears in (
+                        ("claim speaks for it", "claims speak for it", "for"),
+                        ("claim limits it", "claims limit it", "limits"),
+                    )
+                    if (bearing := [claim for claim in mine if claim["bears"] == bears])
+                ],
+            }
+        )
+    return {"number": number, "text": ABSTRACT[number], "columns": columns}
 
 
 def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
