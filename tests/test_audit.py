@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -427,6 +428,28 @@ def test_the_loss_of_a_row_is_the_script_s():
     assert found and all(loss == pytest.approx(losses[step - 1].item(), rel=1e-6) for step, loss in found.items())
     traces = [row["loss"] for row in audit.monitor.rows if row["kind"] == "trace"]
     assert traces == [loss.item() for loss in losses]
+
+
+def slept(n: int, short: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Audit, int, list[int]]:
+    """An audit of n steps that sleeps where steps are shorter than that; how many it looked at, and the traced ones."""
+    monkeypatch.setattr(audit_module, "ALLOWANCE", 0.0)
+    monkeypatch.setattr(monitor, "SHORT", short)
+    monkeypatch.setattr(monitor.Monitor, "_has_room", lambda self, kind: False)
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+    with Audit(trials=0, budget=1e-9) as audit:
+        looked, after = [], audit.capture.after
+        audit.capture.after = lambda *given: (looked.append(1), after(*given))
+        steps(model, optimizer, n=n)
+    return audit, len(looked), [row["step"] for row in audit.monitor.rows if row["kind"] == "trace"]
+
+
+@pytest.mark.parametrize("n", [3, 37, 64, 150])
+def test_steps_that_it_sleeps_through_are_counted(n, monkeypatch):
+    awake, all_of_them, traced = slept(n, 0.0, monkeypatch)
+    audit, looked, same = slept(n, math.inf, monkeypatch)
+    assert all_of_them == n == awake.facts["steps"] == audit.facts["steps"]
+    assert same == traced and (looked < n / 2 or n < 100)
 
 
 def test_one_of_several_optimisers_is_watched_and_the_others_are_named():

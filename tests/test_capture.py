@@ -231,6 +231,22 @@ def test_two_optimisers_are_two():
         assert all(g is not None for g in found)
 
 
+def test_asleep_it_hears_nothing_of_so_many_steps_of_one_optimiser():
+    one, two = network(), network()
+    first, second = Proximal(bare(one), L1(0.01)), bare(two)
+    with Listener() as capture:
+        train(one, first, 1)
+        capture.sleep(first, 3)
+        for _ in range(3):
+            train(two, second, 1)
+            train(one, first, 1)
+        assert len(capture.heard) == capture.befores == 1 and capture.asleep == 0
+        train(two, second, 1)
+        train(one, first, 1)
+    assert [o for o, _ in capture.heard] == [first, second, first]
+    assert all(len(heard.losses) == 1 for _, heard in capture.heard)
+
+
 def test_a_step_that_raises_is_not_the_last_that_is_heard():
     model = network()
     optimizer = Proximal(bare(model), L1(0.01))

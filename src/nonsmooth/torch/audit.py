@@ -38,6 +38,8 @@ KEPT = 4
 """The batches that what-ifs at the end take in turn."""
 ALLOWANCE = 2.0
 """The seconds of probes that a short run may take beside its budget."""
+LOOKS = 64
+"""After so many steps it looks for edits of the parameters between steps only where there is a probe."""
 NEXT = 1.15
 """How far apart, by this factor, the steps are whose batches are kept, if no probe asks for more."""
 WAYS = {
@@ -99,8 +101,9 @@ class Audit:
         self.missing: list[dict[str, str]] = []
         self.facts: dict[str, Any] = {}
         self.kept: deque[Batch] = deque(maxlen=KEPT)
-        self.capture = Capture(self._guarded(self._before), self._guarded(self._after))
+        self.capture = Capture(self._guarded(self._before), self._guarded(self._after), spent=self._spent)
         self._given_up = False
+        self._counted_so_far = 0.0
         self.interrupted, self._edited = False, False
         self._left: dict[int, int] = {}  # versions of the parameters after the last step
         self._same = 0  # batches in a row that were one and the same
@@ -134,16 +137,19 @@ class Audit:
         def guarded(*args: Any) -> None:
             if self._given_up:
                 return
-            began, counted = time.perf_counter(), 0.0 if self.monitor is None else self.monitor.spent
             try:
                 call(*args)
-                if self.monitor is not None:  # what no probe has counted
-                    self.monitor.spent += max(0.0, time.perf_counter() - began - (self.monitor.spent - counted))
             except Exception as error:
                 self._given_up = True
                 self._lacks("the rest of the run", f"{type(error).__name__}: {error}".partition("\n")[0], "")
 
         return guarded
+
+    def _spent(self, seconds: float) -> None:
+        """What listening, probes included, took since the step before: what no probe has counted is added."""
+        if self.monitor is not None:
+            self.monitor.spent += max(0.0, seconds - (self.monitor.spent - self._counted_so_far))
+            self._counted_so_far = self.monitor.spent
 
     def _number(self, optimizer: Optimizer) -> int:
         for i, ref in enumerate(self._optimizers):
@@ -168,9 +174,10 @@ class Audit:
             )
             self.monitor.begin()
         self.monitor.before()
-        held = [p for _, p in self.monitor.probes.params()]
+        checking = self._checks < 2 or self.agreement is None
+        held = [p for _, p in self.monitor.probes.params()] if self._left or checking else ()
         self._edited |= any(self._left.get(id(p), p._version) != p._version for p in held)
-        self._x = [p.detach().clone() for p in held] if self._checks < 2 or self.agreement is None else None
+        self._x = [p.detach().clone() for p in held] if checking else None
 
     def _after(self, optimizer: Optimizer, heard: Heard) -> None:
         number = self._number(optimizer)
@@ -206,10 +213,14 @@ class Audit:
             else f"the script's own batch at step {monitor.t + 1}{words}",
             sum(float(loss.sum()) for loss in heard.losses[-count:]) if heard.losses else None,
         )
-        self._left = {id(p): p._version for _, p in monitor.probes.params()}
+        look = monitor.wants is not None or monitor.t < LOOKS
+        self._left = {id(p): p._version for _, p in monitor.probes.params()} if look else {}
         if monitor.wants is not None or monitor.t >= self._next:
             self._next = max(monitor.t + 1, int(NEXT * monitor.t))
             self.capture.listen()
+        elif steps := min(monitor.idle, self._next - monitor.t - 1):
+            monitor.skip(steps)
+            self.capture.sleep(optimizer, steps)
 
     def _heard(self, optimizer: Optimizer, heard: Heard) -> None:
         """Take the batch of this step, after a look at whether it is what the optimiser saw."""
@@ -296,6 +307,8 @@ class Audit:
         """Try the advice, and write what was found: called when the audit is left."""
         monitor = self.monitor
         if monitor is not None:
+            monitor.skip(-self.capture.asleep)  # the steps that were counted and did not come
+            self.capture.asleep = 0
             monitor.end()
         self._tell_missing()
         facts: dict[str, Any] = {} if monitor is None else monitor.facts()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +50,8 @@ class Capture:
     """Calls `before(optimizer)` and `after(optimizer, heard)` around each outermost step of an optimiser.
 
     `listen()` asks for a tape of the step that begins now; without it only losses are heard, and modules are called as
-    ever. The tape ends with the step. Nothing is listened to in other threads, nor within `before` and `after`.
+    ever. The tape ends with the step. Nothing is listened to in other threads, nor within `before` and `after`. After
+    each step `spent(seconds)` is told what all of this took since the last one, `before` and `after` included.
 
     >>> w, heard = torch.nn.Linear(1, 1), []
     >>> optimizer = torch.optim.SGD(w.parameters(), lr=0.0)
@@ -61,9 +63,16 @@ class Capture:
     """
 
     def __init__(
-        self, before: Callable[[Optimizer], None], after: Callable[[Optimizer, Heard], None], listening: bool = True
+        self,
+        before: Callable[[Optimizer], None],
+        after: Callable[[Optimizer, Heard], None],
+        listening: bool = True,
+        spent: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        self.before, self.after = before, after
+        self.before, self.after, self.spent = before, after, spent
+        self._seconds = 0.0
+        self.asleep = 0
+        self._sleeper: weakref.ref[Optimizer] | None = None
         self.tape: Tape | None = None
         self.models: dict[int, weakref.ref[Any]] = {}
         self.compiled, self.elsewhere = False, False
@@ -102,6 +111,10 @@ class Capture:
         self._turn += 1
         self._patch()
         self._push(Tape())
+
+    def sleep(self, optimizer: Optimizer, steps: int) -> None:
+        """Hear nothing of so many steps of this optimiser that follow, and call neither `before` nor `after`."""
+        self.asleep, self._sleeper = steps, weakref.ref(optimizer)
 
     # --- the tape on and off ----------------------------------------------------------------------------------------
 
@@ -142,15 +155,18 @@ class Capture:
 
     def _outermost(self, who: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call from outside of all modules, with nothing of ours on within it."""
+        began = time.perf_counter()
         with aside():
             learns = torch.is_grad_enabled() and (not isinstance(who, Module) or _learns(who))
         tape = self._pull() or (Tape() if learns else None)
         wanted, self._wanted, turn = self._wanted, False, self._turn
         self._unpatch()
         again = SameRandomNumbers() if tape is not None else None
+        self._seconds += time.perf_counter() - began
         try:
             out = call(*args, **kwargs)
         finally:
+            began = time.perf_counter()
             if self._stack is not None and wanted and turn == self._turn:  # else there was a step within
                 self._wanted = True
                 self._patch()
@@ -167,6 +183,7 @@ class Capture:
             with aside():
                 tape.called(inner, args, kwargs, out, again)
             tape.resting = False
+        self._seconds += time.perf_counter() - began
         return out
 
     # --- what the script calls --------------------------------------------------------------------------------------
@@ -174,17 +191,20 @@ class Capture:
     def _backward(
         self, own: Callable[..., Any], tensors: Any, grad_tensors: Any = None, *args: Any, **more: Any
     ) -> Any:
-        if threading.get_ident() != self._thread or self._stack is None:
+        if self.asleep or threading.get_ident() != self._thread or self._stack is None:
             return own(tensors, grad_tensors, *args, **more)
+        began = time.perf_counter()
         tape, wanted, turn = self.tape, self._wanted, self._turn
         aside_by_torch = tape is not None and tape.handling  # in `Tensor.backward` torch has set the mode aside itself
         if not aside_by_torch:
             self._pull()
         self._wanted = False
         self._unpatch()
+        self._seconds += time.perf_counter() - began
         try:
             result = own(tensors, grad_tensors, *args, **more)
         finally:
+            began = time.perf_counter()
             if wanted and turn == self._turn:
                 self._wanted = True
                 self._patch()
@@ -197,6 +217,7 @@ class Capture:
                 tape.resting = True
             if not aside_by_torch:
                 self._push(tape)
+        self._seconds += time.perf_counter() - began
         return result
 
     def _note_all(self, tensors: Any, grad_tensors: Any, tape: Tape | None) -> None:
@@ -261,8 +282,9 @@ class Capture:
     # --- the optimiser ----------------------------------------------------------------------------------------------
 
     def _pre(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
+        if self.asleep or torch.compiler.is_compiling():
             return
+        began = time.perf_counter()
         if threading.get_ident() != self._thread:
             self.elsewhere = True
             return
@@ -279,10 +301,16 @@ class Capture:
             self._rest()
         with aside():
             self.before(optimizer)
+        self._seconds += time.perf_counter() - began
 
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.asleep:
+            if self._sleeper is not None and self._sleeper() is optimizer:
+                self.asleep -= 1
+            return
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread or not self._within:
             return
+        began = time.perf_counter()
         self._within.pop()
         if self._within:
             return
@@ -292,6 +320,8 @@ class Capture:
         heard, self._heard = self._heard, Heard()
         with aside():
             self.after(optimizer, heard)
+        seconds, self._seconds = self._seconds, 0.0
+        self.spent(seconds + time.perf_counter() - began)
 
     def _replace(self, where: Any, name: str, by: Callable[..., Any]) -> None:
         own = getattr(where, name)
@@ -301,22 +331,28 @@ class Capture:
         self._stack.callback(lambda: setattr(where, name, own))
 
 
-@contextlib.contextmanager
-def aside() -> Iterator[None]:
+class aside:  # noqa: N801  # a context, as torch.no_grad is
     """The script's own modes see nothing of what is done meanwhile. A device that it has set stays set.
 
     >>> with torch.overrides.BaseTorchFunctionMode(), aside():
     ...     torch._C._len_torch_function_stack()
     0
     """
-    own, dispatched = popped(), torch._C._len_torch_dispatch_stack()
-    push(mode for mode in own if isinstance(mode, DeviceContext))
-    try:
-        with _disable_current_modes() if dispatched else contextlib.nullcontext():
-            yield
-    finally:
+
+    def __enter__(self) -> None:
+        self.own = popped()
+        push(mode for mode in self.own if isinstance(mode, DeviceContext))
+        self.dispatched = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else None
+        if self.dispatched is not None:
+            self.dispatched.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.dispatched is not None:
+            self.dispatched.__exit__(*raised)
+        if not self.own:  # what was put on meanwhile is a tape
+            return
         new = [mode for mode in popped() if isinstance(mode, Tape)]
-        push(own)
+        push(self.own)
         for tape in new:
             below(tape)
 

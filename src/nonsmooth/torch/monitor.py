@@ -37,6 +37,8 @@ APART = 1.1
 """How far apart, by this factor, the steps are at which the allowance pays."""
 FIRST = 8.0
 """About how many probes of a step the first estimate of the sharpness costs, which no earlier one helps."""
+SHORT, NAP = 5e-3, 15
+"""Where a step takes less than so many seconds, up to so many steps in a row are not looked at: looking costs too."""
 DENSE = 1024
 """Up to so many steps each is traced; then the distance doubles whenever their number does."""
 
@@ -110,6 +112,7 @@ class Monitor:
         self._failed = dict.fromkeys(KINDS, 0)
         self._made = dict.fromkeys(KINDS, 0)
         self.wants: str | None = "step"
+        self.idle = 0
         self._before: list[torch.Tensor] | None = None
         self._stride, self._windows, self._broke = 1, 0, False
         self.chatter: Chatter | None = None
@@ -155,6 +158,11 @@ class Monitor:
         if self.folder is not None:
             write_facts(self.folder, self.facts() | {"findings": [f.to_dict() for f in self.findings]})
 
+    def skip(self, steps: int) -> None:
+        """Count steps that were not looked at: up to `idle` of them, which is how many may be left out now."""
+        self.t += steps
+        self.idle -= steps
+
     def before(self) -> None:
         """To be called before a step of the optimiser."""
         if self.wants == "step":
@@ -169,6 +177,9 @@ class Monitor:
 
         loss: what the script called backward on, for the trace.
         """
+        if self.idle:
+            return self.skip(1)
+        called, counted = time.perf_counter(), self.spent
         self.t += 1
         if closure is not None:
             self.closure = closure
@@ -186,6 +197,8 @@ class Monitor:
             if kind == "step" and not self._made["stability"]:  # its first has no last to tell what it will cost
                 self._cost["stability"] = FIRST * self._cost[kind]
         self.wants = self._due()
+        self.idle = self._nap()
+        self.spent = max(self.spent, counted + time.perf_counter() - called)
 
     def spend(self, kind: str, began: float) -> None:
         """Count the time since `began` as spent on observing."""
@@ -218,6 +231,14 @@ class Monitor:
                 return None
             budget /= 2  # while a first one saves for its cost
         return None
+
+    def _nap(self) -> int:
+        """How many of the coming steps need not be looked at."""
+        if self.wants is not None or self.chatter_open or time.perf_counter() - self._began > SHORT * self.t:
+            return 0
+        to_trace = self._stride - 1 - self.t % self._stride
+        to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else NAP
+        return max(0, min(NAP, to_trace, to_grid))
 
     def _has_room(self, kind: str) -> bool:
         return self._used[kind] <= SIDE * self.budget * (time.perf_counter() - self._began)
