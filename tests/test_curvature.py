@@ -9,6 +9,7 @@ from torch.nn import BatchNorm1d, Dropout, Linear, ReLU, Sequential, Tanh
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
+from nonsmooth.torch import lanczos
 from nonsmooth.torch.curvature import _again, by_layer, sharpness, spectrum, trace
 from nonsmooth.torch.hessian import Hessian, over
 from nonsmooth.torch.lanczos import guided, largest
@@ -236,6 +237,111 @@ def test_largest_with_a_block():
     rng = torch.Generator().manual_seed(0)
     pairs = largest(lambda v: A @ v, torch.randn(33, 2, generator=rng, dtype=torch.float64), 2, 1e-3, 30, rng)
     assert pairs.values == pytest.approx([3, 3], rel=1e-3)
+
+
+# --- little room -----------------------------------------------------------------------------------------------------
+
+SPECTRA = {
+    "a clustered top": [10.0, 9.7, 9.5, 9.4, *np.linspace(-3, 6, 116)],
+    "negative-dominant": [0.5, 0.3, 0.2, *np.linspace(-50, -1, 117)],
+    "all negative": np.linspace(-40, -1, 120),
+    "one far away": [100.0, *np.linspace(-1, 1, 119)],
+    "a positive bulk": 1 / np.arange(1.0, 121.0),
+}
+
+
+def operator(values, seed, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(len(values), len(values), generator=rng, dtype=torch.float64))[0]
+    A = (basis * torch.tensor(np.array(values))) @ basis.T
+    return ((A + A.T) / 2).to(dtype), torch.randn(len(values), 4, generator=rng, dtype=torch.float64).to(dtype)
+
+
+def off(A, pairs, k):
+    """By how much residuals that are computed anew, from vectors of length 1, differ from those that are told."""
+    V = pairs.vectors[:, :k].double()
+    true = torch.linalg.vector_norm(A.double() @ V - V * torch.tensor(pairs.values), dim=0).numpy()
+    return max(abs(true - pairs.residuals).max() / pairs.norm, float(abs(V.T @ V - torch.eye(k)).max()))
+
+
+def cramped(monkeypatch, more, k, name, seed, *, dtype=torch.float64, trusted=False):
+    """A, its largest values, and what is found with room for k + 3 + more vectors."""
+    A, start = operator(SPECTRA[name], seed, dtype)
+    monkeypatch.setattr(lanczos, "ROOM", 2 * (k + 3 + more) * len(A) * A.element_size())
+    if trusted:
+        start = torch.linalg.eigh(A)[1].flip(1)[:, : k + 1] + 0.02 * start[:, : k + 1]
+    rng = torch.Generator().manual_seed(seed)
+    pairs = largest(lambda v: A @ v, start[:, : k + 1], k, 1e-2, 120, rng, trusted)
+    return A, np.sort(SPECTRA[name])[::-1][:k], pairs
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_restart_loses_nothing(monkeypatch, k, name):
+    """The same values in any room, within tol; never another sign; residuals that are true; warm, few products more."""
+    spent = dict.fromkeys((0, 3, 1000), 0)
+    for seed in range(4):
+        for trusted in (False, True):
+            for more in spent:
+                A, true, pairs = cramped(monkeypatch, more, k, name, seed, trusted=trusted)
+                assert off(A, pairs, k) < 1e-11
+                nearest = abs(pairs.values[:, None] - np.array(SPECTRA[name])).min(axis=1)
+                assert (nearest <= pairs.residuals + 1e-11).all()
+                assert (pairs.values <= true + 1e-11).all()  # from below
+                if pairs.converged.all():
+                    assert (abs(pairs.values - true) <= np.maximum(1e-2 * abs(true), 1e-4 * pairs.norm)).all()
+                    assert (pairs.values * true > 0).all()
+                assert pairs.converged.all() or (more < 1000 and not trusted and pairs.products == 120)
+                spent[more] += trusted * pairs.products
+    assert spent[3] <= 1.25 * spent[1000] and spent[0] <= 1.5 * spent[1000]
+
+
+def test_restarts_in_single_precision(monkeypatch):
+    """Through over a hundred products the images stay those of the vectors, to rounding."""
+    A, _, pairs = cramped(monkeypatch, 0, 3, "a clustered top", 0, dtype=torch.float32)
+    assert pairs.products > 20 and off(A, pairs, 3) < 1e-5
+
+
+def test_a_restart_that_forgets_is_seen(monkeypatch):
+    """The mutants: one that leaves the images as they were, and one whose vectors are not orthonormal."""
+
+    def images_stay(Q, K):
+        calls.append(1)
+        if len(calls) % 2:
+            combined(Q, K)
+
+    def not_orthonormal(U, last, k, room):
+        more = np.pad(last, ((0, len(U) - len(last)), (0, 0)))
+        return np.hstack([U[:, : k + 1], more[:, : room - k - 2]])
+
+    calls, combined = [], lanczos._combine
+    for name, mutant in (("_combine", images_stay), ("_thick", not_orthonormal)):
+        with monkeypatch.context() as patched:
+            patched.setattr(lanczos, name, mutant)
+            A, _, pairs = cramped(patched, 0, 1, "a positive bulk", 0)
+            assert pairs.products > 4 and off(A, pairs, 1) > 1e-3
+
+
+def test_what_a_restart_keeps_of_the_last_product_saves_some(monkeypatch):
+    def spent():
+        return sum(cramped(monkeypatch, 0, 1, "negative-dominant", seed, trusted=True)[2].products for seed in range(4))
+
+    kept = spent()
+    monkeypatch.setattr(lanczos, "_thick", lambda U, last, k, room: U[:, : k + 1])
+    assert kept < 0.9 * spent()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_draft_in_little_room(monkeypatch, k):
+    monkeypatch.setattr(lanczos, "ROOM", 0)
+    for seed in range(5):
+        A, start = operator(SPECTRA["one far away" if seed % 2 else "negative-dominant"], seed)
+        rng = torch.Generator().manual_seed(seed)
+        pairs, _ = guided(lambda v, A=A: A @ v, lambda v, A=A: 0.9 * A @ v, start[:, 0], k, 1e-2, 100, rng)
+        true = torch.linalg.eigvalsh(A).numpy()[::-1][:k]
+        assert (abs(pairs.values - true) <= pairs.residuals + 1e-12).all() and off(A, pairs, k) < 1e-11
+        if pairs.converged.all():
+            assert (abs(pairs.values - true) <= np.maximum(1e-2 * abs(true), 1e-4 * pairs.norm)).all()
 
 
 def test_trace_spectrum_and_layers():

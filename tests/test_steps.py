@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from nonsmooth.torch.selection import record, replay
 from nonsmooth.torch.steps import OrbitCurvature, holder, measure_step
-from nonsmooth.torch.steps.evaluation import SameRandomNumbers
+from nonsmooth.torch.steps.evaluation import SameRandomNumbers, flat
 from nonsmooth.torch.undisturbed import undisturbed
 
 
@@ -292,6 +295,59 @@ def test_holder_exponents():
         holder(lambda: away.sum(), [away], [1.0, 0.1])
     with pytest.raises(ValueError, match="at least one seed"):
         holder(lambda: away.sum(), [away], [0.1, 1.0], seeds=0)
+
+
+# --- what it holds ---------------------------------------------------------------------------------------------------
+
+
+class Wide(TorchDispatchMode):
+    """Follows the bytes of float64 tensors that are alive, each memory once, and the most there ever were."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.now, self.most = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.dtype == torch.float64 and t.numel() > 1000:
+                storage = t.untyped_storage()
+                if storage._cdata not in self.held:
+                    self.held[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self.forget, storage._cdata)
+                self.most = max(self.most, self.now)
+        return out
+
+    def forget(self, which):
+        self.now -= self.held.pop(which)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_copy_in_double_of_all_parameters(dtype):
+    """Of three million parameters sums turn a few chunks at a time into float64, of half a MiB each."""
+    rng = torch.Generator().manual_seed(0)
+    ps = [(0.1 * torch.randn(n, generator=rng)).to(dtype).requires_grad_() for n in (1_000_000, 2_000_000)]
+    x = [p.detach().clone() for p in ps]
+    new = [(p.detach() + 1e-3 * torch.randn(p.shape, generator=rng)).to(dtype) for p in ps]
+    closure = lambda: sum((p * p / 2 + p.abs()).sum(dtype=torch.float32) for p in ps)  # noqa: E731
+    with Wide() as seen:
+        step = measure_step(closure, ps, new)
+    whole = 8 * sum(p.numel() for p in ps)
+    D, g, g_next = (
+        [a - b for a, b in zip(map(torch.Tensor.double, new), map(torch.Tensor.double, x))],
+        *([(p.double() + p.double().sign()) for p in some] for some in (x, new)),
+    )
+    change, square = [b - a for a, b in zip(g, g_next)], sum(float(d @ d) for d in D)
+    near = {torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]  # the gradients' own rounding
+    assert step.length == pytest.approx(math.sqrt(square), rel=1e-12)
+    assert step.curvature == pytest.approx(sum(float(c @ d) for c, d in zip(change, D)) / square, rel=10 * near)
+    assert step.predicted == pytest.approx(sum(float(a @ d) for a, d in zip(g, D)), abs=10 * near * step.length)
+    assert all(torch.equal(p, a) for p, a in zip(ps, x))
+    assert 0 < seen.most < whole / 2
+    with Wide() as mutant:  # what one flat vector would take
+        flat(new)
+    assert mutant.most >= whole
 
 
 # --- observing does not disturb --------------------------------------------------------------------------------------

@@ -126,12 +126,14 @@ def sharpness_of(
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
         given = _again(vectors.detach().to(hessian.device, hessian.dtype), k, _noise(hessian, 1, generator))
-    pairs = largest(hessian, given, k, tol, max_products, generator, start is not None)
+    starts = [given]
+    del given  # so that `largest` can let go of them
+    pairs = largest(hessian, starts.pop(), k, tol, max_products, generator, start is not None)
     return _record(pairs, k, tol, pairs.products)
 
 
 def _noise(hessian: Hessian, count: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(hessian.dim, count, generator=generator, dtype=torch.float64).to(hessian.device, hessian.dtype)
+    return torch.randn(hessian.dim, count, generator=generator, dtype=hessian.dtype).to(hessian.device)
 
 
 def _again(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:

@@ -126,16 +126,19 @@ class Hessian:
         self.dim, self.device = sum(self.sizes), self.params[0].device
         self.dtype = torch.float64 if self.dim <= WIDE else torch.float32
         self.root = None if self.preconditioner is None else self._root(self.preconditioner)
-        self.added = None if self.shift is None else self._flat_like(self.shift)
+        added = None if self.shift is None else self._flat_like(self.shift)
+        self.added = added if added is not None and bool(added.any()) else None
+        self.preconditioner = self.shift = None  # `root` and `added` say it all
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         self.products += 1
         scaled = v.to(self.device, self.dtype) if self.root is None else v.to(self.device, self.dtype) * self.root
         pieces = [a.reshape(p.shape).to(p) for a, p in zip(scaled.split(self.sizes), self.params, strict=True)]
-        out, weight = torch.zeros(self.dim, dtype=self.dtype, device=self.device), 0.0
+        out, weight = None, 0.0
         for w, slopes in self._slopes():
-            out.add_(self._pulled(slopes, pieces), alpha=w)
+            out = self._pulled(slopes, pieces, w, out)
             weight += w
+        assert out is not None
         out.mul_(self.sign / weight)
         if self.added is not None:
             out.add_(self.added * scaled)
@@ -147,8 +150,10 @@ class Hessian:
         """The same with every eighth of the batches; None where there are fewer than eight."""
         if self.batches.count < EIGHTH:
             return None
-        own = (self.preconditioner, self.shift, self.sign, self.who)
-        return Hessian(self.batches.every(EIGHTH), self.params, *own, kept=self.kept[::EIGHTH])
+        some, kept = self.batches.every(EIGHTH), self.kept[::EIGHTH]
+        made = Hessian(some, self.params, sign=self.sign, who=self.who, kept=kept)
+        made.root, made.added = self.root, self.added
+        return made
 
     def gradient(self) -> torch.Tensor | None:
         """P^{-½}∇ℓ as a flat vector, where the graphs are kept: they are made now if they were not; None elsewhere.
@@ -214,19 +219,25 @@ class Hessian:
             raise ValueError(f"{self.who}: the gradient is not finite.")
         return slopes
 
-    def _pulled(self, slopes: list[torch.Tensor], pieces: list[torch.Tensor]) -> torch.Tensor:
-        """H v of one part; what does not depend on the parameters counts 0."""
+    def _pulled(
+        self,
+        slopes: list[torch.Tensor],
+        pieces: list[torch.Tensor],
+        weight: float = 1.0,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """weight · H v of one part, added to `out`; what does not depend on the parameters counts 0."""
         live = [(g, a) for g, a in zip(slopes, pieces, strict=True) if g.requires_grad]
-        if not live:
-            return torch.zeros(self.dim, dtype=self.dtype, device=self.device)
-        found = torch.autograd.grad(
-            [g for g, _ in live], self.params, [a for _, a in live], retain_graph=bool(self.keep), allow_unused=True
-        )
-        flat = [
-            torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
-            for p, g in zip(self.params, found, strict=True)
-        ]
-        return torch.cat([a.to(self.device, self.dtype) for a in flat])
+        found: list[torch.Tensor | None] = [None] * len(self.params)
+        if live:
+            ends, v = [g for g, _ in live], [a for _, a in live]
+            found = list(torch.autograd.grad(ends, self.params, v, retain_graph=bool(self.keep), allow_unused=True))
+        out = torch.zeros(self.dim, dtype=self.dtype, device=self.device) if out is None else out
+        for into in out.split(self.sizes):
+            g = found.pop(0)  # and is freed
+            if g is not None:
+                into.add_(g.reshape(-1).to(self.device, self.dtype), alpha=weight)
+        return out
 
     def _flat_like(self, numbers: Sequence[Any]) -> torch.Tensor:
         given = list(numbers)
@@ -242,11 +253,11 @@ class Hessian:
             flat.append(a.expand(p.shape).reshape(-1))
         return torch.cat(flat)
 
-    def _root(self, preconditioner: Sequence[Any]) -> torch.Tensor:
+    def _root(self, preconditioner: Sequence[Any]) -> torch.Tensor | None:
         flat = self._flat_like(preconditioner)
         if not bool(((flat > 0) & flat.isfinite()).all()):
             raise ValueError(f"{self.who}: the preconditioner must be finite and above 0.")
-        return flat.rsqrt()
+        return None if bool((flat == 1).all()) else flat.rsqrt_()
 
 
 def _held(slopes: Iterable[torch.Tensor]) -> int:

@@ -3,8 +3,10 @@
 `largest`: Rayleigh and Ritz on a subspace that grows by residuals of Ritz pairs, all kept orthogonal. From a start that
 is trusted it is the residual of the first pair that is not good enough; from a random block the residuals take turns,
 and the pair after the last must be known as well, for one vector alone may hide an eigenvalue that is close by.
-`guided`: the same with an operator beside it that is like the first and cheap, the Hessian on some of the data. Source:
-Saad 2011, chapters 6 and 8; Parlett 1998, chapter 11 for the bounds.
+`guided`: the same with an operator beside it that is like the first and cheap, the Hessian on some of the data.
+Where the subspace would outgrow `ROOM` it is restarted from its leading Ritz vectors, of now and of one product ago
+(GD+k, Stathopoulos & Saad 1998), whose images are combinations of those at hand: no product is lost. Source: Saad 2011,
+chapters 6 and 8; Parlett 1998, chapter 11 for the bounds.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ BACK = 2
 """Over how many of the last products, guided ones, the growth of a value is looked at."""
 FIRST = 3
 """The products with the draft, beside k, before the first one with the operator."""
+GUIDED_SETS = 6
+"""Known and drafted vectors, their images, and the first two in one."""
+ROOM = 1 << 26
+"""The bytes that a subspace and its image may take; k + 3 vectors of each they always may."""
+CHUNK = 1 << 20
+"""Combinations of long vectors are formed in place, so many entries at a time."""
 
 
 @dataclass(frozen=True)
@@ -70,42 +78,96 @@ def largest(
     ([3.0, 1.0], 3)
     """
     dim, rounding = len(start), torch.finfo(start.dtype).eps
+    most = min(max_products, dim)
+    room = min(max(_room(start, k), start.shape[1] + 1), most)
+    extra = extra if room == most else min(extra, 1)
+    Q, AQ, T = start.new_empty(room, dim), start.new_empty(room, dim), np.zeros((0, 0))
     waiting = list(start.T)
-    Q = start.new_empty(0, dim)
-    AQ, T = Q, np.zeros((0, 0))
+    del start
+    n = products = 0
     past: list[np.ndarray] = []
+    last = np.zeros((0, k))
     while True:
-        while waiting or len(Q) < min(k, dim, max_products):
-            q = _orthogonal(waiting.pop(0), Q) if waiting else None
-            q = _fresh(Q, dim, generator) if q is None and not waiting and len(Q) < dim else q
-            if q is None or len(Q) >= max_products:
+        while waiting or n < min(k, most):
+            q = _orthogonal(waiting.pop(0), Q[:n]) if waiting else None
+            q = _fresh(Q[:n], dim, generator) if q is None and not waiting and n < dim else q
+            if q is None or n == room:
                 continue
-            w = product(q).to(start.dtype)
-            Q, AQ = torch.cat([Q, q[None]]), torch.cat([AQ, w[None]])
-            column = (Q @ w).cpu().numpy().astype(float)
-            row = (AQ[:-1] @ q).cpu().numpy().astype(float)
+            Q[n] = q
+            q = q if room == most else Q[n]  # of long ones no second copy
+            w = product(q).to(Q.dtype)
+            AQ[n] = w
+            column = (Q[: n + 1] @ w).cpu().numpy().astype(float)
+            row = (AQ[:n] @ q).cpu().numpy().astype(float)
+            del q, w
             T = np.pad(T, (0, 1))
             T[-1, -1] = column[-1]
             T[-1, :-1] = T[:-1, -1] = (column[:-1] + row) / 2
+            n, products = n + 1, products + 1
         theta, U = np.linalg.eigh(T)
         theta, U = theta[::-1], U[:, ::-1].copy()
-        leading = torch.as_tensor(U[:, : k + extra], dtype=start.dtype, device=start.device)
-        V, R = leading.T @ Q, leading.T @ AQ
-        R -= torch.as_tensor(theta[: len(V)].copy(), dtype=start.dtype, device=start.device)[:, None] * V
+        R = _residuals(Q[:n], AQ[:n], U[:, : k + extra], theta[: k + extra])
         r = torch.linalg.vector_norm(R, dim=1).cpu().numpy().astype(float)
         norm = float(np.abs(theta).max())
-        error = np.maximum(_error(theta[: len(r)], r, past, trusted, len(Q) == dim), 4 * rounding * norm)
+        error = np.maximum(_error(theta[: len(r)], r, past, trusted, n == dim), 4 * rounding * norm)
         past.append(theta[:k])
         done = good(theta[:k], error[:k], tol, norm)
-        next_known = trusted or len(r) <= k or r[k] <= NEXT * tol * abs(theta[0]) or len(Q) == dim or norm == 0
-        if (done.all() and len(done) == k and next_known) or len(Q) >= min(max_products, dim):
+        next_known = trusted or len(r) <= k or r[k] <= NEXT * tol * abs(theta[0]) or n == dim or norm == 0
+        if (done.all() and len(done) == k and next_known) or n == dim or products >= max_products:
             break
         worst = int(np.argmin(done)) if not done.all() else min(k, len(r) - 1)
         if not trusted:  # in turn, so that a block keeps its width and sees what one vector would hide
             worst = len(past) % min(k + 1, len(r))
-        fresh = r[worst] <= 10 * rounding * norm
-        waiting = [_fresh(Q, dim, generator) if fresh else R[worst]]
-    return Pairs(theta[:k].copy(), r[:k], error[:k], V.T.contiguous(), norm, len(Q), done)
+        onward = None if r[worst] <= 10 * rounding * norm else R[worst].clone()
+        del R
+        if n == room:
+            K = _thick(U, last, k, room)
+            _combine(Q, K)
+            _combine(AQ, K)
+            T, n = K.T @ T @ K, K.shape[1]
+            U = np.eye(n)
+        last = U[:, :k]
+        waiting = [_fresh(Q[:n], dim, generator) if onward is None else onward]
+        del onward
+    del R
+    V = _like(U[:, : k + extra], Q).T @ Q[:n]
+    del Q, AQ
+    return Pairs(theta[:k].copy(), r[:k], error[:k], V.T.contiguous(), norm, products, done)
+
+
+def _room(start: torch.Tensor, k: int, sets: int = 2) -> int:
+    """How many vectors as long as `start` there is room for in each of so many sets."""
+    return max(k + 3, ROOM // (sets * len(start) * start.element_size()))
+
+
+def _like(U: np.ndarray, Q: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(U, dtype=Q.dtype, device=Q.device)
+
+
+def _residuals(Q: torch.Tensor, AQ: torch.Tensor, U: np.ndarray, theta: np.ndarray) -> torch.Tensor:
+    """The rows Av − θv for the Ritz vectors v with coordinates U."""
+    L, values = _like(U, Q), _like(theta.copy(), Q)[:, None]
+    R = L.T @ AQ
+    for i in range(0, R.shape[1], CHUNK):
+        R[:, i : i + CHUNK] -= values * (L.T @ Q[:, i : i + CHUNK])
+    return R
+
+
+def _thick(U: np.ndarray, last: np.ndarray, k: int, room: int) -> np.ndarray:
+    """Orthonormal coordinates of what a restart keeps: k + 1 Ritz vectors, and what the last ones add to their span."""
+    kept = U[:, : k + 1]
+    more = np.pad(last, ((0, len(U) - len(last)), (0, 0)))[:, : room - k - 2]
+    for _ in range(2):
+        more = more - kept @ (kept.T @ more)
+    W, sizes, _ = np.linalg.svd(more, full_matrices=False)
+    return np.hstack([kept, W[:, sizes > np.sqrt(np.finfo(float).eps)]])
+
+
+def _combine(Q: torch.Tensor, K: np.ndarray) -> None:
+    """KᵀQ in the place of the first rows of Q."""
+    L = _like(K, Q)
+    for i in range(0, Q.shape[1], CHUNK):
+        Q[: L.shape[1], i : i + CHUNK] = L.T @ Q[: len(L), i : i + CHUNK]
 
 
 def _error(theta: np.ndarray, r: np.ndarray, past: list[np.ndarray], trusted: bool, whole: bool) -> np.ndarray:
@@ -165,8 +227,11 @@ def guided(
     ([3.0], 3)
     """
     dim, rounding = len(start), torch.finfo(start.dtype).eps
+    most = min(max_products, dim)
+    room = min(max(2 * k + 4, _room(start, k, GUIDED_SETS)), most)
     Q = AQ = C = DC = start.new_empty(0, dim)
-    drafted = 0
+    drafted = products = 0
+    last = np.zeros((0, k))
 
     def widen(v: torch.Tensor) -> None:
         """Another row of C: v less what is in Q and C, or a random one where nothing is left of it."""
@@ -203,6 +268,7 @@ def guided(
         turn = torch.linalg.qr(torch.cat([c[:, None], torch.eye(len(c)).to(c)], 1))[0][:, 1:].T
         C, DC = turn @ C, turn @ DC
         Q, AQ = torch.cat([Q, q[None]]), torch.cat([AQ, product(q).to(start.dtype)[None]])
+        products += 1
         for i in range(min(2, k)):
             theta, U = pairs_of_draft()
             i = (len(Q) + i) % min(k, len(theta))
@@ -219,13 +285,23 @@ def guided(
             residuals = np.hypot(r.cpu().numpy().astype(float)[:k], values - within[:k])
             error = np.maximum(np.maximum(np.abs(values - past[-BACK]), residuals), 4 * rounding * norm)
             done = good(values, error, tol, norm)
-            if done.all() or len(Q) >= min(max_products, dim):
-                return Pairs(values.copy(), residuals, error, V.T.contiguous(), norm, len(Q), done), drafted
+            if done.all() or len(Q) == dim or products >= max_products:
+                return Pairs(values.copy(), residuals, error, V.T.contiguous(), norm, products, done), drafted
+            del V
         past.append(np.pad(theta[:k], (0, max(0, k - len(theta))), constant_values=np.inf))
         outside = torch.linalg.vector_norm(U[len(Q) :, :k], dim=0).cpu().numpy().astype(float)
         u = U[len(Q) :, int(np.argmax(np.abs(theta[: len(outside)]) * outside**2))]
         if not float(torch.linalg.vector_norm(u)) > 1e3 * rounding:
             u = torch.eye(len(C)).to(C)[-1]
+        if room < most and len(C) > room:  # what leads outside of Q, u first
+            L = torch.linalg.qr(torch.cat([u[:, None], U[len(Q) :, : k + 1]], 1))[0].T
+            C, DC, u = L @ C, L @ DC, L @ u
+        if room < most and len(Q) >= k:
+            ritz = W.T.cpu().numpy().astype(float)
+            if len(Q) == room:
+                K = _like(_thick(ritz, last, k, room), Q)
+                Q, AQ, ritz = K.T @ Q, K.T @ AQ, np.eye(K.shape[1])
+            last = ritz[:, :k]
 
 
 def _orthogonal(v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor | None:
@@ -235,11 +311,11 @@ def _orthogonal(v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor | None:
         return None
     v = v / length
     for _ in range(3):
-        v = v - Q.T @ (Q @ v)
+        v -= Q.T @ (Q @ v)
         left = float(torch.linalg.vector_norm(v))
         if left <= 1e3 * torch.finfo(v.dtype).eps:
             return None
-        v = v / left
+        v /= left
         if left > AGAIN:
             break
     return v
@@ -248,7 +324,7 @@ def _orthogonal(v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor | None:
 def _fresh(Q: torch.Tensor, dim: int, generator: torch.Generator) -> torch.Tensor:
     """A random direction orthogonal to the rows of Q."""
     while True:
-        q = _orthogonal(torch.randn(dim, generator=generator, dtype=torch.float64).to(Q), Q)
+        q = _orthogonal(torch.randn(dim, generator=generator, dtype=Q.dtype).to(Q), Q)
         if q is not None:
             return q
 
@@ -270,17 +346,18 @@ def tridiagonal(product: Product, start: torch.Tensor, steps: int) -> Tridiagona
     ([1.0, 3.0], [0.5, 0.5])
     """
     q = _orthogonal(start, start.new_empty(0, len(start)))
-    Q, alphas = start.new_empty(0, len(start)), list[float]()
-    betas: list[float] = []
+    room = start.new_empty(min(steps, len(start)), len(start))
+    alphas, betas = list[float](), list[float]()
     while q is not None:
-        Q = torch.cat([Q, q[None]])
+        room[len(alphas)] = q
         w = product(q).to(start.dtype)
         alphas.append(float(q @ w))
+        Q = room[: len(alphas)]
         rest = w - Q.T @ (Q @ w)
-        rest = rest - Q.T @ (Q @ rest)
+        rest -= Q.T @ (Q @ rest)
         beta = float(torch.linalg.vector_norm(rest))
         scale = max(map(abs, (*alphas, *betas)))
-        if len(Q) == min(steps, len(start)) or beta <= 100 * torch.finfo(start.dtype).eps * scale:
+        if len(Q) == len(room) or beta <= 100 * torch.finfo(start.dtype).eps * scale:
             break
         betas.append(beta)
         q = rest / beta

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from nonsmooth.torch.steps.step import Vectors, measured
 __all__ = ["Probes", "checksums", "quietly"]
 
 Closure = Callable[[], torch.Tensor]
+NO_SCALE = StepScale((), (), (), 0.0, 1.0)
+"""In the place of one that is as long as all parameters, where it is not needed."""
 
 
 class Probes:
@@ -54,7 +57,7 @@ class Probes:
         after = [p.detach().clone() for p in held]
         with kept(held, after):  # unseen by autograd: a graph of the script's that holds them stays good
             put(held, before)
-            step, vectors = measured(closure, params, after)
+            step, vectors = measured(closure, params, after, x=before)
         self.orbit.update(step)
         split = step.frozen
         return {
@@ -77,23 +80,20 @@ class Probes:
             "undefined": list(step.undefined),
             "unseen": list(step.unseen),
             "selection": [list(digest) for digest in vectors.digests],
-        } | self._threshold(params, vectors)
+        } | self._threshold(held, before, vectors)
 
-    def _threshold(self, params: list[tuple[str, torch.Tensor]], vectors: Vectors) -> dict[str, Any]:
+    def _threshold(self, held: list[torch.Tensor], before: Sequence[torch.Tensor], vectors: Vectors) -> dict[str, Any]:
         """The step's curvature over the optimiser's threshold, and that threshold where it is one number."""
         try:
             scale: StepScale = step_scale(self.optimizer)
         except (TypeError, ValueError):
             return {}
-        sizes = [p.numel() for _, p in params]
-        parts = [
-            {id(p): a.reshape(p.shape) for (_, p), a in zip(params, torch.split(v, sizes), strict=True)}
-            for v in (vectors.D, vectors.g, vectors.g_next)
-        ]
-        if any(id(p) not in parts[0] for p in scale.params):
+        found_of = {id(p): row for p, *row in zip(held, before, vectors.g, vectors.g_next, strict=True)}
+        if any(id(p) not in found_of for p in scale.params):
             return {}
-        D, g, g_next = ([part[id(p)] for p in scale.params] for part in parts)
-        found: dict[str, Any] = {"step_ratio": scale.ratio(D, g, g_next)}
+        rows = [(p, *found_of[id(p)]) for p in scale.params]
+        D = (p.detach().double() - x.double() for p, x, _, _ in rows)  # one parameter's at a time
+        found: dict[str, Any] = {"step_ratio": scale.ratio(D, [g for *_, g, _ in rows], [g for *_, g in rows])}
         if all(isinstance(s, float) and s == scale.scales[0] for s in scale.scales):
             found["threshold"] = 1 / scale.scales[0]
         return found
@@ -106,11 +106,11 @@ class Probes:
     def _curvature(self, closure: Closure) -> dict[str, Any]:
         if self.bare is None:
             try:
-                scale = step_scale(self.optimizer)
-                held = sum(p.numel() for p in scale.params)
+                held = sum(p.numel() for p in step_scale(self.optimizer).params)
                 if self.start is not None and len(self.start.estimate.vectors) != held:
                     self.start = None  # parameters were frozen or added since
-                found = self.start = stability(self.optimizer, closure, start=self.start, tol=0.02)
+                found = stability(self.optimizer, closure, start=self.start, tol=0.02)
+                self.start = replace(found, scale=NO_SCALE)  # which the next one does without
             except TypeError:
                 pass  # an optimiser without a threshold
             else:

@@ -16,7 +16,7 @@ adds wd to H; a decoupled one turns the 2 into 2 − lr·wd. Source: Cohen et al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class StepScale:
     unit: float
     sign: float
 
-    def ratio(self, step: Sequence[torch.Tensor], g: Sequence[torch.Tensor], g_next: Sequence[torch.Tensor]) -> float:
+    def ratio(self, step: Iterable[torch.Tensor], g: Iterable[torch.Tensor], g_next: Iterable[torch.Tensor]) -> float:
         """⟨g⁺ − g, D⟩/⟨D, S⁻¹D⟩ for a step D: its curvature over the threshold; NaN where D = 0.
 
         On a quadratic it is at most λ₁(S^{½}HS^{½}). One tensor a parameter, in the order of `params`.
@@ -126,12 +126,14 @@ def stability(
     (3.0, 6.0, 0.5)
     """
     scale = step_scale(optimizer)
-    inverse = [scale.unit / s for s in scale.scales]
-    hessian = Hessian(closure, scale.params, inverse, scale.shifts, scale.sign, "stability")
+    unit, inverse = scale.unit, [[scale.unit / s for s in scale.scales]]
+    hessian = Hessian(closure, scale.params, inverse.pop(), scale.shifts, scale.sign, "stability")
+    del scale  # it is as long as all parameters, and read anew when there is room again
     found = sharpness_of(hessian, 1, tol, None if start is None else start.estimate, max_products, seed)
+    del hessian
     value, residual = float(found.value[0]), float(found.residual[0])
     name = type(unwrapped(optimizer)).__name__
-    return Stability(name, value, residual, 1 / scale.unit, value * scale.unit, found, scale)
+    return Stability(name, value, residual, 1 / unit, value * unit, found, step_scale(optimizer))
 
 
 def step_scale(optimizer: Optimizer) -> StepScale:

@@ -1,4 +1,4 @@
-"""Gradients and Hessian products of a closure, as flat float64 vectors, that disturb nothing."""
+"""Gradients and Hessian products of a closure that disturb nothing, and sums over them in float64."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ from nonsmooth.torch.undisturbed import streams, undisturbed
 
 Closure = Callable[[], torch.Tensor]
 Vector = torch.Tensor
+"""All parameters' entries in one, in float64."""
+Pieces = list[torch.Tensor]
+"""One tensor a parameter, in its shape and of its dtype."""
+CHUNK = 1 << 16
+"""Sums over a piece turn so many entries at a time into float64."""
 
 
 class SameRandomNumbers:
@@ -50,22 +55,26 @@ def named(who: str, params: Any) -> tuple[list[str], list[torch.Tensor]]:
     return [name for name, _ in kept], [p for _, p in kept]
 
 
-def gradient_of(who: str, loss: torch.Tensor, ps: list[torch.Tensor], unused: bool = False) -> Vector:
-    """∇loss; 0 for a loss without a graph, if `unused`."""
+def gradient_of(who: str, loss: torch.Tensor, ps: list[torch.Tensor], unused: bool = False) -> Pieces:
+    """∇loss in tensors of its own; 0 for a loss without a graph, if `unused`."""
     if not loss.requires_grad:
         if unused:
-            return torch.zeros_like(flat(ps))
+            return [torch.zeros_like(p) for p in ps]
         raise ValueError(f"{who}: the loss has no graph; the closure must compute it from the parameters.")
     if recomputes(loss):
         raise ValueError(
             f"{who}: reentrant activation checkpoints put their gradient into .grad alone; measure a closure "
             "without them, or with use_reentrant=False."
         )
-    found = torch.autograd.grad(loss, ps, allow_unused=True)
-    return flat([torch.zeros_like(p) if s is None else s for p, s in zip(ps, found, strict=True)])
+    found = list(torch.autograd.grad(loss, ps, allow_unused=True))
+    own = []
+    for p in ps:
+        s = found.pop(0)  # and is freed; it may share the memory of what the closure holds
+        own.append(torch.zeros_like(p) if s is None else s.detach().to_dense().clone())
+    return own
 
 
-def gradient(who: str, closure: Closure, ps: list[torch.Tensor], again: SameRandomNumbers) -> Vector:
+def gradient(who: str, closure: Closure, ps: list[torch.Tensor], again: SameRandomNumbers) -> Pieces:
     """The gradient of the closure itself, with no selection taken."""
     with undisturbed(ps), again(), eagerly():
         with Listener(who):
@@ -91,6 +100,18 @@ def put(ps: list[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
 def parts(ps: list[torch.Tensor], a: Vector) -> list[torch.Tensor]:
     """A flat vector in the shapes of the parameters."""
     return [v.reshape(p.shape) for v, p in zip(torch.split(a, [p.numel() for p in ps]), ps, strict=True)]
+
+
+def chunks(*tensors: torch.Tensor) -> Iterator[tuple[Vector, ...]]:
+    """The entries of tensors of one shape, side by side in float64, `CHUNK` of them at a time."""
+    rows = [t.detach().reshape(-1) for t in tensors]
+    for i in range(0, len(rows[0]), CHUNK):
+        yield tuple(row[i : i + CHUNK].to(torch.float64) for row in rows)
+
+
+def finite(a: Pieces) -> bool:
+    """Whether all entries are."""
+    return all(bool(c.isfinite().all()) for piece in a for (c,) in chunks(piece))
 
 
 def flat(tensors: Sequence[torch.Tensor]) -> Vector:

@@ -61,14 +61,14 @@ def holder(closure: Closure, params: Any, scales: Sequence[float], seeds: int | 
     start = flat(x)
     found = np.zeros((len(scales), len(chosen)))
     with kept(ps, x):
-        g = gradient("holder", closure, ps, again)
+        g = flat(gradient("holder", closure, ps, again))
         rounding = ROUNDING * max(torch.finfo(p.dtype).eps for p in ps) * norm(g)
         for j, seed in enumerate(chosen):
             u = torch.randn(len(start), generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64)
             u = (u / u.norm()).to(start.device)
             for i, scale in enumerate(scales):
                 put(ps, parts(ps, start + scale * u))
-                found[i, j] = norm(gradient("holder", closure, ps, again) - g)
+                found[i, j] = norm(flat(gradient("holder", closure, ps, again)) - g)
     found = np.where(found <= rounding, 0.0, found)
     seen = found > 0
     mean = [float(row[k].mean()) if k.any() else 0.0 for row, k in zip(found, seen, strict=True)]

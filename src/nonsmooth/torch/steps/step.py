@@ -13,9 +13,9 @@ import contextlib
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.checkpoint import CheckpointError
@@ -24,9 +24,11 @@ from nonsmooth.torch.selection import Flip, Selection, eagerly, flips, record, r
 from nonsmooth.torch.selection.runs import CHECKPOINTED
 from nonsmooth.torch.steps.evaluation import (
     Closure,
+    Pieces,
     SameRandomNumbers,
     Vector,
-    dot,
+    chunks,
+    finite,
     flat,
     gradient_of,
     hessian_product,
@@ -173,16 +175,15 @@ def measure_step(
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """What a step was measured from: D, g and g⁺ as flat float64 vectors, and the selection before it.
+    """What a step was measured from: g and g⁺, a tensor a parameter, and the selection before it.
 
     >>> w = torch.tensor([1.0], requires_grad=True)
-    >>> measured(lambda: w.square().sum(), [w], [torch.tensor([0.5])])[1].g_next.tolist()
-    [1.0]
+    >>> measured(lambda: w.square().sum(), [w], [torch.tensor([0.5])])[1].g_next
+    [tensor([1.])]
     """
 
-    D: Vector
-    g: Vector
-    g_next: Vector
+    g: Pieces
+    g_next: Pieces
     before: Selection
 
     @property
@@ -213,19 +214,22 @@ def measured(
     path: bool = False,
     tol: float = 1e-2,
     max_nodes: int = 129,
+    x: Sequence[torch.Tensor] | None = None,
 ) -> tuple[Step, Vectors]:
     """`measure_step`, and the vectors that it was computed from.
 
+    x: a copy of the parameters as they are now, from one who has it; none is made then, and this one is not written to.
+
     >>> w = torch.tensor([1.0], requires_grad=True)
     >>> step, vectors = measured(lambda: w.square().sum(), [w], [torch.tensor([0.5])])
-    >>> step.curvature, vectors.D.tolist()
-    (2.0, [-0.5])
+    >>> step.curvature, vectors.g
+    (2.0, [tensor([2.])])
     """
     if not (tol > 0 and max_nodes >= 5):
         raise ValueError(f"measure_step: tol must be above 0 and max_nodes at least 5, not {tol} and {max_nodes}.")
     names, ps = named("measure_step", params)
     again = SameRandomNumbers()
-    x = [p.detach().clone() for p in ps]
+    x = [p.detach().clone() for p in ps] if x is None else list(x)
     undefined: list[str] = []
     try:
         with undisturbed(ps), again():
@@ -244,8 +248,6 @@ def measured(
     with stays:
         if not callable(step):
             put(ps, _checked(ps, step))
-        there = [p.detach().clone() for p in ps]
-        D = flat(there) - flat(x)
         if undefined:
             f_after, g_after = _plain(closure, ps, again)
         else:
@@ -253,7 +255,7 @@ def measured(
                 loss, after = record(closure)
                 f_after, g_after = loss.item(), gradient_of("measure_step", loss, ps)
                 del loss
-        g_F = torch.full_like(g, math.nan)
+        g_F = _nowhere(ps)
         flipped: tuple[Flip, ...] = ()
         try:
             if not undefined:
@@ -261,28 +263,37 @@ def measured(
                     g_F = gradient_of("measure_step", replay(closure, before), ps, unused=True)
                 flipped = flips(before, after)
         except (ValueError, CheckpointError) as error:
-            g_F = torch.full_like(g, math.nan)
+            g_F = _nowhere(ps)
             undefined.append(CHECKPOINTED if isinstance(error, CheckpointError) else str(error))
-        if not undefined and bool(g_after.isfinite().all()) and not bool(g_F.isfinite().all()):
+        if not undefined and finite(g_after) and not finite(g_F):
             undefined.append("the frozen piece has no finite gradient at the new parameters")
-        if not bool((g_after - g).isfinite().all()):
+        if not (finite(g) and finite(g_after)):
             undefined.append("the gradient before or after the step is not finite")
-        sizes = [p.numel() for p in ps]
-        split = _split("frozen", g_F - g, g_after - g_F, D, names, sizes)
+        sums = [_sums(_parts_of(*pieces)) for pieces in zip(x, ps, g, g_after, g_F, strict=True)]
+        split = _split("frozen", sums, names)
+        predicted = sum(float(a @ (new - old)) for ts in zip(x, ps, g, strict=True) for old, new, a in chunks(*ts))
+        del g_F
         other = None
         if path:
+            there = [p.detach().clone() for p in ps]
+            D, change = flat(there) - flat(x), flat(g_after) - flat(g)
             with kept(ps, there):
-                smooth, missed, nodes = _path(closure, ps, x, D, g_after - g, again, tol, max_nodes)
+                smooth, missed, nodes = _path(closure, ps, x, D, change, again, tol, max_nodes)
             quadrature = {"error": missed, "nodes": nodes, "converged": missed <= tol}
-            other = _split("path", smooth, g_after - g - smooth, D, names, sizes, **quadrature)
-    change = g_after - g
-    secant = dot(change, D)
-    sizes_of = ratio(secant, dot(D, D)), norm(D), norm(change), secant
-    found = Step(f, f_after, dot(g, D), *sizes_of, split, other, flipped, tuple(undefined), before.unseen)
-    return found, Vectors(D, g, g_after, before)
+            rows = zip(*(parts(ps, a) for a in (smooth, change - smooth, change, D)), strict=True)
+            other = _split("path", [_sums(chunks(*row)) for row in rows], names, **quadrature)
+    whole = _total(sums)
+    sizes_of = ratio(whole.secant, whole.length), math.sqrt(whole.length), math.sqrt(whole.change), whole.secant
+    found = Step(f, f_after, predicted, *sizes_of, split, other, flipped, tuple(undefined), before.unseen)
+    return found, Vectors(g, g_after, before)
 
 
-def _plain(closure: Closure, ps: list[torch.Tensor], again: SameRandomNumbers) -> tuple[float, Vector]:
+def _nowhere(ps: list[torch.Tensor]) -> Pieces:
+    """nan in the shapes of the parameters, and in no memory."""
+    return [p.new_full((), math.nan).expand(p.shape) for p in ps]
+
+
+def _plain(closure: Closure, ps: list[torch.Tensor], again: SameRandomNumbers) -> tuple[float, Pieces]:
     """The loss and its gradient with no record taken."""
     with undisturbed(ps), again(), eagerly():
         loss = closure()
@@ -359,23 +370,51 @@ def _path(
     return total, error, n + 1
 
 
-def _split(
-    method: str, smooth: Vector, kink: Vector, D: Vector, names: list[str], sizes: list[int], **quadrature: Any
-) -> Split:
-    """The curvatures and shares of two parts of a change of the gradient."""
-    square = dot(D, D)
-    norms = [(norm(a), norm(b)) for a, b in zip(torch.split(smooth, sizes), torch.split(kink, sizes), strict=True)]
-    layers: dict[str, list[tuple[float, float]]] = {}
-    for name, pair in zip(names, norms, strict=True):
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(pair)
-    whole = {layer: [math.hypot(*column) for column in zip(*pairs, strict=True)] for layer, pairs in layers.items()}
+class Sums(NamedTuple):
+    """Squares and products over a parameter's entries: of the smooth and kink part, their sum, and D."""
+
+    smooth: float = 0.0
+    kink: float = 0.0
+    change: float = 0.0
+    length: float = 0.0
+    smooth_secant: float = 0.0
+    kink_secant: float = 0.0
+    secant: float = 0.0
+
+    @property
+    def share(self) -> float:
+        return share(math.sqrt(self.smooth), math.sqrt(self.kink))
+
+
+def _parts_of(*pieces: torch.Tensor) -> Iterator[tuple[Vector, ...]]:
+    """The smooth part, the kink part, their sum and D, chunk by chunk, of x, x⁺, g, g⁺ and g_F."""
+    for x, there, g, g_next, g_F in chunks(*pieces):
+        yield g_F - g, g_next - g_F, g_next - g, there - x
+
+
+def _sums(rows: Iterable[tuple[Vector, ...]]) -> Sums:
+    """Over chunks of the smooth part, the kink part, their sum and D."""
+    found = [[float(a @ b) for a, b in ((s, s), (k, k), (c, c), (D, D), (s, D), (k, D), (c, D))] for s, k, c, D in rows]
+    return Sums(*map(sum, zip(*found, strict=True))) if found else Sums()
+
+
+def _total(sums: Iterable[Sums]) -> Sums:
+    return Sums(*map(sum, zip(*sums, strict=True)))
+
+
+def _split(method: str, sums: Sequence[Sums], names: list[str], **quadrature: Any) -> Split:
+    """The curvatures and shares of two parts of a change of the gradient, from the sums over each parameter."""
+    layers: dict[str, list[Sums]] = {}
+    for name, row in zip(names, sums, strict=True):
+        layers.setdefault(name.rpartition(".")[0] or name, []).append(row)
+    whole = _total(sums)
     return Split(
         method,
-        ratio(dot(smooth, D), square),
-        ratio(dot(kink, D), square),
-        share(norm(smooth), norm(kink)),
-        tuple((name, share(*pair)) for name, pair in zip(names, norms, strict=True)),
-        tuple((layer, share(*pair)) for layer, pair in whole.items()),
+        ratio(whole.smooth_secant, whole.length),
+        ratio(whole.kink_secant, whole.length),
+        whole.share,
+        tuple((name, row.share) for name, row in zip(names, sums, strict=True)),
+        tuple((layer, _total(rows).share) for layer, rows in layers.items()),
         **quadrature,
     )
 
