@@ -42,6 +42,7 @@ SMALL = Setting(samples=60, width=8, steps=6, lr=0.2)
         ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
         ({"width": 2.5}, "width must be a whole number of at least 1, not 2.5"),
         ({"lr": math.nan}, "lr must be a finite number of at least 0, not nan"),
+        ({"amp": True}, "amp needs dtype='float32'; autocast leaves float64 as it is"),
         ({"lam": -1.0}, "lam must be a finite number of at least 0, not -1.0"),
     ],
 )
@@ -59,11 +60,12 @@ def test_the_key_is_of_every_field():
     other = {"data": "mnist1d", "samples": 7, "batch": 7, "model": "cnn", "width": 7, "depth": 7, "activation": "gelu",
              "pool": "average", "batchnorm": True, "loss": "mse", "optimizer": "adam", "lr": 7.0, "momentum": 0.7,
              "weight_decay": 0.7, "schedule": "cosine", "lam": 0.7, "penalty": "autograd", "on": "batchnorm",
-             "steps": 7, "dtype": "float32", "amp": True, "seed": 7, "watch": ("steps",), "every": 7,
+             "steps": 7, "dtype": "float32", "seed": 7, "watch": ("steps",), "every": 7,
              "tail": 0.7}  # fmt: skip
-    assert other.keys() == Setting().to_dict().keys()
+    assert {*other, "amp"} == Setting().to_dict().keys()
     keys = {replace(Setting(), **{name: value}).key for name, value in other.items()}
-    assert len(keys | {Setting().key}) == len(other) + 1
+    keys |= {Setting().key, Setting(dtype="float32", amp=True).key}
+    assert len(keys) == len(other) + 2
     assert (
         Setting.from_dict(json.loads(json.dumps(Setting(watch=("steps",)).to_dict()))).key
         == Setting(watch=("steps",)).key
@@ -76,8 +78,8 @@ def test_the_key_is_of_every_field():
 def test_gains_by_closed_form_and_by_quadrature():
     from scipy.integrate import quad
 
-    assert gain("relu") == pytest.approx(math.sqrt(2), abs=1e-3)
-    assert gain("hardtanh") == pytest.approx(math.erf(1 / math.sqrt(2)) ** -0.5, abs=1e-3)
+    assert gain("relu") == gain("relu_half") == gain("relu_one") == pytest.approx(math.sqrt(2), rel=1e-12)
+    assert gain("hardtanh") == pytest.approx(math.erf(1 / math.sqrt(2)) ** -0.5, rel=1e-6)
     square = quad(lambda z: (1 - np.tanh(z) ** 2) ** 2 * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), -9, 9)[0]
     assert gain("tanh") == pytest.approx(square**-0.5, rel=1e-6)
 
@@ -296,6 +298,17 @@ def test_proximal_gives_zeros_and_autograd_none():
         seen = torch.as_tensor(load("digits").x[:60]).flatten(1).any(0)  # pixels that are not always 0
         runs[how] = int((run.penalised[0][:, seen] == 0).sum())
     assert runs["autograd"] == 0 < runs["proximal"]
+
+
+def test_the_accuracy_of_batchnorm_is_that_of_the_trained_model():
+    setting = replace(SMALL, batch=20, batchnorm=True, steps=9)
+    run = Run(setting)
+    while run.t < 9:
+        run.choose()
+        run.step()
+    x = torch.as_tensor(run.data.x_test)
+    run.model.eval()
+    assert trained(setting)["accuracy"] == float((run.model(x).argmax(1).numpy() == run.data.y_test).mean())
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,14 @@ def activation(name: str) -> Function:
 def gain(name: str) -> float:
     """1/√E φ'(z)² for z ~ N(0, 1): weights of this deviation over √(fan in) keep the mean square of gradients.
 
-    It is √2 for ReLU (He et al. 2015); the integral is a sum of 16,001 trapezoids over |z| ≤ 8, off by less than 1e-3.
+    It is √2 for ReLU (He et al. 2015). The integral is a sum over the middles of 16,000 cells of |z| ≤ 8: 0, ±1 and
+    other likely kinks lie between them.
 
-    >>> round(gain("relu"), 3), round(gain("identity"), 3), round(gain("leaky_relu:0.5"), 3)  # √2, 1, √1.6
-    (1.414, 1.0, 1.265)
+    >>> round(gain("relu"), 9), round(gain("identity"), 9), round(gain("leaky_relu:0.5"), 9)  # √2, 1, √1.6
+    (1.414213562, 1.0, 1.264911064)
     """
-    z = torch.linspace(-8, 8, 16001, dtype=torch.float64, requires_grad=True)
+    z = ((torch.arange(16000, dtype=torch.float64) + 0.5) / 1000 - 8).requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(activation(name)(z).sum(), z)
     density = torch.exp(-(z.detach() ** 2) / 2) / math.sqrt(2 * math.pi)
-    return float((slope**2 * density).sum() * (16 / 16000)) ** -0.5
+    return float((slope**2 * density).sum() / 1000) ** -0.5

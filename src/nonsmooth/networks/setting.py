@@ -87,6 +87,8 @@ class Setting:
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"Setting: {name} must be a finite number of at least 0, not {value!r}.")
+        if self.amp and self.dtype != "float32":
+            raise ValueError(f"Setting: amp needs dtype='float32'; autocast leaves {self.dtype} as it is.")
         object.__setattr__(self, "watch", tuple(self.watch))
 
     @property

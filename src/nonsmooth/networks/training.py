@@ -19,6 +19,7 @@ from nonsmooth.networks.models import build
 from nonsmooth.networks.setting import Setting
 from nonsmooth.penalties import L1
 from nonsmooth.torch.proximal import Proximal
+from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["Run", "trained"]
 
@@ -84,6 +85,11 @@ class Run:
     def l1_norm(self) -> float:
         """‖w‖₁ of what the penalty is on."""
         return math.fsum(float(p.detach().double().abs().sum()) for p in self.penalised)
+
+    def end_loss(self) -> float:
+        """The loss over all training samples, BatchNorm's running statistics left as they are."""
+        with undisturbed(self.params), torch.no_grad():
+            return float(self.loss())
 
     def accuracy(self) -> float:
         """The share of the test set that is classified rightly, the model in evaluation mode."""
@@ -161,7 +167,7 @@ def trained(setting: Setting) -> dict[str, Any]:
         "at": list(range(0, len(losses), apart)),
         "losses": losses[::apart],
         "raised": sum(b > a for a, b in pairwise(losses)) / max(1, len(losses) - 1),
-        "loss": math.nan if run.diverged else float(run.loss().detach()),
+        "loss": math.nan if run.diverged else run.end_loss(),
         "accuracy": math.nan if run.diverged else run.accuracy(),
         "l1_norm": math.nan if run.diverged else run.l1_norm(),
         "found": {name: observer.found() for name, observer in observers.items()},
