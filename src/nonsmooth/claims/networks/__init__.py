@@ -4,6 +4,20 @@
 from nonsmooth.claims.networks import convergence, smoothness, smoothing
 from nonsmooth.claims.networks import l1, pruning, slimming
 from nonsmooth.claims.networks import rmsprop, rmsprop_edge
+from nonsmooth.claims.networks import edge, edge_kinks, edge_optimizers
 from nonsmooth.claims.networks import autodiff
 
-__all__ = ["autodiff", "convergence", "l1", "pruning", "rmsprop", "rmsprop_edge", "slimming", "smoothing", "smoothness"]
+__all__ = [
+    "autodiff",
+    "convergence",
+    "edge",
+    "edge_kinks",
+    "edge_optimizers",
+    "l1",
+    "pruning",
+    "rmsprop",
+    "rmsprop_edge",
+    "slimming",
+    "smoothing",
+    "smoothness",
+]
