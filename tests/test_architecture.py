@@ -26,10 +26,11 @@ LAYERS = {
     "progress": 1,
     "simulation": 1,
     "": 1,  # the package itself, which hands on `simulate`
-    "config": 2,
-    "sweep": 2,
+    "sweeps": 2,
+    "config": 3,
     "pages": 1,
     "torch.undisturbed": 1,
+    "torch.shards": 1,
     "torch.operations": 1,
     "torch.effective": 1,
     "torch.dataflow": 1,
@@ -42,6 +43,8 @@ LAYERS = {
     "torch.script": 1,
     "torch.run_report": 2,
     "torch.hessian": 2,
+    "torch.ranks": 2,
+    "torch.replica": 2,
     "torch.selection": 2,
     "torch.interception": 2,
     "torch.groups": 2,
@@ -94,7 +97,7 @@ WITHIN = {
 }
 """What a module may import of its own layer."""
 
-LAB = {"jax", "xarray", "nonsmooth", "nonsmooth.axes", "nonsmooth.measures", "nonsmooth.simulation", "nonsmooth.sweep"}
+LAB = {"jax", "xarray", "nonsmooth", "nonsmooth.axes", "nonsmooth.measures", "nonsmooth.simulation", "nonsmooth.sweeps"}
 """What the torch side must do without; `nonsmooth` alone means `simulate`."""
 
 LIGHT = {*sys.stdlib_module_names, "numpy", "array_api_compat", "nonsmooth"}

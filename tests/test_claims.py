@@ -18,7 +18,7 @@ import nonsmooth.claims  # noqa: F401
 from nonsmooth.claims import reproduce as running
 from nonsmooth.claims.problems import lasso_path, least_squares_draws
 from nonsmooth.claims.texts import TEXTS
-from nonsmooth.ledger import ABSTRACT, CLAIMS, Evidence, claim, equals, read_rows
+from nonsmooth.ledger import ABSTRACT, CLAIMS, SUBJECTS, Evidence, claim, equals, read_rows, subject
 from nonsmooth.objectives import diabetes
 from nonsmooth.penalties import L1
 from nonsmooth.simulation import minimise
@@ -30,10 +30,23 @@ def test_there_are_claims_on_each_theme_and_their_ids_say_which():
     assert len(CLAIMS) >= 35
     for name, this in CLAIMS.items():
         theme, rest = name.split("/")
-        assert this.sentence == THEMES[theme] and re.fullmatch(r"[a-z0-9-]+", rest)
+        assert theme == "networks" or this.sentence == THEMES[theme]
+        assert re.fullmatch(r"[a-z0-9-]+", rest)
         assert this.says.endswith(".") and this.source and this.mutants
         assert "master" in this.parameters, "every experiment can be drawn afresh"
-    assert {this.sentence for this in CLAIMS.values()} == {1, 2, 3, 4, 5}
+    for of in SUBJECTS:
+        assert {this.sentence for name, this in CLAIMS.items() if subject(name) == of} == {1, 2, 3, 4, 5}
+
+
+def test_claims_on_networks_are_many_and_have_five_seeds():
+    networks = [this for name, this in CLAIMS.items() if subject(name) == "networks"]
+    assert len(networks) >= 20
+    assert all(this.parameters["seeds"] >= 5 and this.parameters["data"] == "digits" for this in networks)
+
+
+def test_claims_are_listed_without_torch():
+    listed = "import sys, nonsmooth.claims; print('torch' in sys.modules, 'jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True).stdout.split()[0] == "False"
 
 
 def test_every_text_points_at_claims_that_exist():
@@ -45,10 +58,11 @@ def test_every_text_points_at_claims_that_exist():
     assert {claim for claim in CLAIMS if claim.startswith("literature/")} <= shown
 
 
-def test_no_verdict_is_refuted_and_at_most_a_fifth_are_undecided(reproduced):
+def test_on_functions_no_verdict_is_refuted_and_at_most_a_fifth_are_undecided(reproduced):
+    """What is said of networks may be refuted: some of these claims are what the paper, or a reviewer, expects."""
     _, rows = reproduced
-    verdicts = [row["verdict"] for row in rows]
     assert [row["claim"] for row in rows] == list(CLAIMS)
+    verdicts = [row["verdict"] for row in rows if subject(row["claim"]) == "functions"]
     assert "refuted" not in verdicts
     assert verdicts.count("undecided") <= len(verdicts) / 5
 
@@ -68,7 +82,7 @@ def test_every_claim_says_where_it_holds_by_a_number_or_a_condition(reproduced):
 
 def test_figures_and_datasets_lie_beside_the_rows(reproduced):
     out, rows = reproduced
-    assert sorted(p.name for p in out.iterdir()) == ["data", "figures", "verdicts.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == ["data", "figures", "networks.jsonl", "verdicts.jsonl"]
     for row in rows:
         name = running.file_name(row["claim"])
         figures = json.loads((out / "figures" / f"{name}.json").read_text())
@@ -96,7 +110,12 @@ def test_the_readme_shows_the_verdicts_that_come_out(reproduced):
     _, rows = reproduced
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     for row in rows:
-        assert f"| `{row['claim']}` | {row['verdict']} |" in readme
+        shown = re.search(rf"\| `{re.escape(row['claim'])}` \| (\w+) \|", readme)
+        assert shown is not None
+        if subject(row["claim"]) == "functions":
+            assert shown[1] == row["verdict"]
+        else:  # long runs are chaotic and part on other processors: what is supported here is not refuted there
+            assert {shown[1], row["verdict"]} != {"supported", "refuted"}
     assert all(text in readme for text in ABSTRACT.values())
 
 

@@ -37,6 +37,8 @@ from nonsmooth.torch.l1_audit import L1Audit, PenaltyTerm, l1_audit, turning_lam
 from nonsmooth.torch.monitor import Monitor
 from nonsmooth.torch.penalty_terms import penalty_terms
 from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
+from nonsmooth.torch.ranks import mean_over_ranks
+from nonsmooth.torch.replica import replica
 from nonsmooth.torch.selection import Choice, Flip, Selection, flips, record, replay
 from nonsmooth.torch.semistructured import SemiStructured, semi_structured
 from nonsmooth.torch.smoothing import Smoothed, Smoothing, smoothed, smoothing
@@ -128,6 +130,7 @@ __all__ = [
     "kkt",
     "l1_audit",
     "lam_path",
+    "mean_over_ranks",
     "measure_step",
     "over",
     "penalised",
@@ -138,6 +141,7 @@ __all__ = [
     "register_effective_step",
     "remove_spred",
     "replay",
+    "replica",
     "semi_structured",
     "sharpness",
     "smoothed",

@@ -23,6 +23,7 @@ from nonsmooth.objectives import LeastSquares, Logistic
 from nonsmooth.penalties import L0, L1, MCP, SCAD, ElasticNet, GroupLasso, LHalf, Penalty, SparseGroupLasso
 from nonsmooth.torch.effective import table_of
 from nonsmooth.torch.proximal import Proximal
+from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = [
@@ -367,6 +368,7 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
             f"{who}: closure must be a function that returns the loss, not {kind}; write lambda: loss_of(x)."
         )
     groups = {p: group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    need_whole(who, groups)
     with undisturbed(list(groups)), torch.enable_grad():
         loss = closure()
         if any(p.grad is not None for p in groups):

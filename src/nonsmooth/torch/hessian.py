@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.undisturbed import streams, undisturbed
 
 __all__ = ["Batches", "Hessian", "over"]
@@ -118,6 +119,7 @@ class Hessian:
         self.params = list(self.params)
         if not self.params or not all(isinstance(p, torch.Tensor) and p.requires_grad for p in self.params):
             raise ValueError(f"{self.who}: params must be parameters that require gradients, one at least.")
+        need_whole(self.who, self.params)
         if any(p.is_complex() for p in self.params):
             raise ValueError(f"{self.who}: complex parameters have no Hessian of this kind; split them into two.")
         self.batches = _as_batches(self.loss, self.who)

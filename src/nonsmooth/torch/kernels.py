@@ -15,9 +15,24 @@ from typing import Any
 
 import torch
 
-from nonsmooth.penalties import L0, L1, MCP, SCAD, Box, ElasticNet, LHalf, NonNegative, Penalty, SmoothedL1, SquaredL2
+from nonsmooth.penalties import (
+    L0,
+    L1,
+    MCP,
+    SCAD,
+    Box,
+    ElasticNet,
+    GroupLasso,
+    LHalf,
+    NonNegative,
+    Penalty,
+    SmoothedL1,
+    SparseGroupLasso,
+    SquaredL2,
+)
 from nonsmooth.torch.effective import Reading, Table, _adam, _sgd, identity, over_root
 from nonsmooth.torch.groups import group_prox_
+from nonsmooth.torch.shards import crossing, is_shard, local, part_of, whole
 
 __all__ = ["prox_", "step_and_prox_"]
 
@@ -34,11 +49,17 @@ COORDINATEWISE = (L1, SquaredL2, ElasticNet, SmoothedL1, MCP, SCAD, L0, LHalf, B
 def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = False) -> None:
     """p ← prox_{τg}(p) in place, τ as read, in float32 at least.
 
+    Of a DTensor each process moves its own part: alone where the penalty goes coordinate by coordinate, with sums over
+    the processes where groups lie across them, and with the whole parameter gathered for any other penalty.
+
     >>> w = torch.tensor([2.0, -0.5])
     >>> prox_(w, L1(1.0), Reading(identity, (1.0,)))
     >>> w.tolist()
     [1.0, 0.0]
     """
+    if is_shard(p):
+        _shard_prox_(p, penalty, reading)
+        return
     flat = _flattened(p, *reading.tensors) if _alike(penalty) else None
     if flat is None:
         if not group_prox_(p, penalty, reading):
@@ -54,6 +75,30 @@ def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = F
         return
     for w, *tensors in zip(*(t.split(block) for t in flat), strict=True):
         _prox_(w, penalty, Reading(reading.formula, reading.numbers, tuple(tensors)))
+
+
+def _shard_prox_(p: torch.Tensor, penalty: Penalty, reading: Reading) -> None:
+    """Every process takes the same branches, for each may wait for the others."""
+    w = local(p)
+    own = tuple(local(t) if is_shard(t) or t.shape == w.shape else part_of(t, p) for t in reading.tensors)
+    tau = Reading(reading.formula, reading.numbers, own)
+    if type(penalty) in COORDINATEWISE:
+        if type(penalty) is L1 and penalty.weights is not None:
+            penalty = penalty.replaced(weights=part_of(torch.as_tensor(penalty.weights), p).cpu().numpy())
+        prox_(w, penalty, tau)
+        return
+    if type(penalty) in (GroupLasso, SparseGroupLasso) and penalty.groups is None and p.numel():  # type: ignore[attr-defined]
+        dim = penalty.dim  # type: ignore[attr-defined]
+        across = crossing(p, dim)
+        if across:
+            group_prox_(w, penalty, tau, p.numel() // p.shape[dim], across)
+            return
+        if across is not None:
+            prox_(w, penalty, tau)
+            return
+    full = whole(p)
+    prox_(full, penalty, Reading(reading.formula, reading.numbers, tuple(whole(t) for t in reading.tensors)))
+    w.copy_(part_of(full, p))
 
 
 def _shrink_(flat: list[torch.Tensor], threshold: Reading, block: int) -> None:

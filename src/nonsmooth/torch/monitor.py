@@ -6,6 +6,7 @@ by bit: parameters, buffers, `.grad`, modes and random numbers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -23,6 +24,8 @@ from nonsmooth.torch.l1_audit import Chatter, reach_of
 from nonsmooth.torch.loggers import Sink, sink
 from nonsmooth.torch.probes import Probes, checksums, quietly
 from nonsmooth.torch.proximal import Proximal, weights
+from nonsmooth.torch.ranks import MeanOverRanks
+from nonsmooth.torch.shards import need_whole
 
 __all__ = ["Monitor"]
 
@@ -60,6 +63,10 @@ class Monitor:
     `Proximal` it is not; otherwise `penalty` says it. loggers: a TensorBoard `SummaryWriter`, a Weights & Biases run,
     the `mlflow` module, or a function of a row; None takes what is active of the last two. allowance: seconds of
     probes that a short run may take beside the budget, at steps a tenth apart, to have something to tell of it.
+
+    Under data parallelism every rank makes a Monitor alike, with `mean_over_ranks(closure, model)`, of the loss over
+    all ranks' data. The first rank decides when, by its clock, and writes the folder and the loggers; the rows of
+    probes are the same on all ranks, `active_by_layer` and `selection` in them those of the first rank's data.
 
     A probe that fails leaves a row with the reason, and the run goes on; after three in a row it is not tried again.
     `rows`, `spent` (seconds), `skipped` (steps not measured, by kind) and `str()` tell what was done; `findings` say it
@@ -116,10 +123,18 @@ class Monitor:
         self._before: list[torch.Tensor] | None = None
         self._stride, self._windows, self._broke = 1, 0, False
         self.chatter: Chatter | None = None
+        self._room = {"trace": True, "chatter": True}
         self._hooks: list[Any] = []
-        self._sinks: list[Sink] = sink(loggers)
-        self.folder = None if folder is None else Path(folder)
+        need_whole("Monitor", [p for _, p in self.probes.params()])
+        self._ranks = closure.ranks if isinstance(closure, MeanOverRanks) else None
+        leads = self._ranks is None or self._ranks.leads
+        self._sinks: list[Sink] = sink(loggers) if leads else []
+        self.folder = None if folder is None or not leads else Path(folder)
         self._file: Any = None
+        with contextlib.nullcontext() if self._ranks is None else self._ranks.together("Monitor"):
+            self._open(folder)
+
+    def _open(self, folder: Any) -> None:
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -196,9 +211,19 @@ class Monitor:
             self._cost[kind] = time.perf_counter() - began
             if kind == "step" and not self._made["stability"]:  # its first has no last to tell what it will cost
                 self._cost["stability"] = FIRST * self._cost[kind]
+        self._plan()
+        self.spent = max(self.spent, counted + time.perf_counter() - called)
+
+    def _plan(self) -> None:
+        """What the next step has, by this clock or the first rank's: ranks that differed would wait for each other."""
         self.wants = self._due()
         self.idle = self._nap()
-        self.spent = max(self.spent, counted + time.perf_counter() - called)
+        self._room = {kind: self._has_room(kind) for kind in self._room}
+        if self._ranks is not None:
+            due = KINDS.index(self.wants) if self.wants else len(KINDS)
+            due, self.idle, *room = self._ranks.first((due, self.idle, *map(int, self._room.values())))
+            self.wants = (*KINDS, None)[due]
+            self._room = dict(zip(self._room, map(bool, room), strict=True))
 
     def spend(self, kind: str, began: float) -> None:
         """Count the time since `began` as spent on observing."""
@@ -255,13 +280,13 @@ class Monitor:
                     if kind == "step"
                     else self.probes.curvature(self.closure)
                 )
-            self._failed[kind] = 0
         except Exception as error:  # the run goes on, whatever a probe meets
             said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             row["error"] = said.partition("\n")[0]
-            self._failed[kind] += 1
-            if self._failed[kind] == PATIENCE and self._hooks:
-                warnings.warn(f"Monitor: no more probes of kind {kind!r}: {row['error']}", stacklevel=4)
+        row = row if self._ranks is None else self._ranks.every(row)[0]
+        self._failed[kind] = self._failed[kind] + 1 if "error" in row else 0
+        if self._failed[kind] == PATIENCE and self._hooks:
+            warnings.warn(f"Monitor: no more probes of kind {kind!r}: {row['error']}", stacklevel=4)
         self.add(kind, row)
 
     def _trace(self, loss: Any) -> None:
@@ -280,14 +305,14 @@ class Monitor:
         self._spend("trace", began)
         while self.t >= DENSE * self._stride:
             self._stride *= 2
-        if not self._has_room("trace") and self.t > 8:
+        if not self._room["trace"] and self.t > 8:
             self._stride *= 2
 
     def _follow(self) -> None:
         """One more step of a window of the weights' signs, or the first of the next where there is room."""
         began = time.perf_counter()
         if self.chatter is None or not self.chatter_open:
-            if self.t < 2 or (self._windows and not self._has_room("chatter")):
+            if self.t < 2 or (self._windows and not self._room["chatter"]):
                 return
             self.chatter = Chatter(self._weights(), reach=reach_of(self.optimizer))
             self.chatter_open = True

@@ -23,6 +23,7 @@ from nonsmooth.hyperparameters import Hyperparameters
 from nonsmooth.penalties import Penalty
 from nonsmooth.torch.effective import Table, _Registered, own_step, table_of
 from nonsmooth.torch.kernels import prox_, step_and_prox_
+from nonsmooth.torch.shards import is_shard, whole
 
 __all__ = ["LambdaLam", "Proximal", "weights"]
 
@@ -94,6 +95,10 @@ class Proximal(Optimizer):
     Raises TypeError for an optimiser without an effective step, or with one for each coordinate under a penalty that
     needs one for all; and ValueError, in one sentence, for parameters that
     the optimiser does not hold, are named twice, complex or sparse, or for a penalty that does not fit them.
+
+    Under DistributedDataParallel nothing is to be done: each process takes the same step. Under FSDP2 (`fully_shard`,
+    DTensor parameters; wrap the optimiser that was made after sharding) the prox is that of the whole parameter, and
+    every process must step, save, and ask `penalty_value`. Not with compile=True.
 
     >>> from nonsmooth.penalties import L1
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 0.1]))
@@ -238,7 +243,7 @@ class Proximal(Optimizer):
     def penalty_value(self) -> torch.Tensor:
         """g at the parameters as they are, a scalar: what to add to the loss to read f + g."""
         with torch.no_grad():
-            values = [penalty.value(p) for p, penalty, _ in self.penalised()]
+            values = [penalty.value(whole(p)) for p, penalty, _ in self.penalised()]
             return torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values]).sum()
 
     # --- the step --------------------------------------------------------------------------------------------------
@@ -342,6 +347,8 @@ class Proximal(Optimizer):
     def _add(self, penalty: Penalty, params: list[torch.Tensor], taken: set[int]) -> None:
         self._suits(type(penalty))
         _check(penalty, params)
+        if self.compile and any(is_shard(p) for p in params):
+            raise ValueError("Proximal: compile=True does not go with sharded parameters (DTensor); leave it out.")
         if self.classes.get(type(penalty).__name__, type(penalty)) is not type(penalty):
             raise ValueError(f"Proximal: two different penalties are named {type(penalty).__name__}; rename yours.")
         wanted = {id(p): p for p in params}
@@ -437,10 +444,12 @@ def _check(penalty: Penalty, params: list[torch.Tensor]) -> None:
     for p in params:
         if p.is_complex():
             raise ValueError("Proximal: a complex parameter has no proximal map here; penalise its real view.")
+        if getattr(p, "_fsdp_flattened", False):
+            raise ValueError("Proximal: FullyShardedDataParallel flattens parameters; shard with fully_shard instead.")
         if p.layout != torch.strided:
             raise ValueError(f"Proximal: a parameter of layout {p.layout} has no proximal map here; make it dense.")
         with torch.no_grad():
-            penalty.prox(torch.zeros_like(p, dtype=torch.float32), 1.0)
+            penalty.prox(torch.zeros(p.shape, dtype=torch.float32, device=p.device), 1.0)
 
 
 class LambdaLam:

@@ -17,6 +17,7 @@ import torch
 
 from nonsmooth.penalties import GroupLasso, Penalty, SparseGroupLasso
 from nonsmooth.torch.proximal import Proximal
+from nonsmooth.torch.shards import counts, crossing, local, summed, whole
 
 __all__ = ["Density", "DensityRow", "LamPath", "Refit", "TargetSparsity", "density", "lam_path", "refit"]
 
@@ -94,7 +95,8 @@ class Density:
 def density(optimizer: Proximal, *, model: torch.nn.Module | None = None) -> Density:
     """Exact zeros among the penalised parameters: overall, by parameter, and in groups where the penalty has them.
 
-    `model` names the parameters; without it they have their index in the optimiser.
+    `model` names the parameters; without it they have their index in the optimiser. Sharded parameters are counted as
+    a whole: every process must call.
 
     >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     >>> found = density(Proximal(torch.optim.SGD([w], lr=0.1), GroupLasso(1.0)))
@@ -105,24 +107,31 @@ def density(optimizer: Proximal, *, model: torch.nn.Module | None = None) -> Den
     held = [p for group in optimizer.param_groups for p in group["params"]]
     names = {p: str(i) for i, p in enumerate(held)}
     names |= {p: name for name, p in model.named_parameters()} if model is not None else {}
-    return Density(
-        tuple(
-            DensityRow(names[p], p.numel(), int(torch.count_nonzero(p)), *_groups(p, penalty))
-            for p, penalty, _ in optimizer.penalised()
-        )
-    )
+    found = [(p, penalty) for p, penalty, _ in optimizer.penalised()]
+    nonzero = _nonzero([p for p, _ in found])
+    rows = (DensityRow(names[p], p.numel(), n, *_groups(p, g)) for (p, g), n in zip(found, nonzero, strict=True))
+    return Density(tuple(rows))
+
+
+def _nonzero(params: Sequence[torch.Tensor]) -> list[int]:
+    """How many numbers of each are not zero, over all its shards."""
+    return counts(params, [int(torch.count_nonzero(local(p))) for p in params])
 
 
 def _groups(p: torch.Tensor, penalty: Penalty) -> tuple[int, int]:
     """How many groups there are, and how many are not all zero; (0, 0) for a penalty without groups."""
     if not isinstance(penalty, (GroupLasso, SparseGroupLasso)):
         return 0, 0
-    alive = p.detach() != 0
+    across = crossing(p, penalty.dim)
+    p = whole(p) if across is None or penalty.groups is not None else p
+    alive = local(p.detach()) != 0
     if penalty.groups is not None:
         labels = torch.tensor(penalty.groups, device=p.device)
         return int(labels.max()) + 1, int(torch.unique(labels[alive]).numel())
     rows = alive.movedim(penalty.dim, 0).flatten(1) if p.ndim > 1 else alive[:, None]
-    return rows.shape[0], int(rows.any(1).sum())
+    (there,) = summed(across or ())(rows.any(1).to(torch.int64), op="MAX")
+    (total,) = summed(crossing(p, penalty.dim, along=True) or ())(there.sum())
+    return p.shape[penalty.dim], int(total)
 
 
 class TargetSparsity:
@@ -146,7 +155,8 @@ class TargetSparsity:
     every: steps between updates; each counts zeros, and waits for the device.
     freeze: the part of the training after which λ stays where it is.
 
-    λ alone is moved: what is zero is up to the prox. λ must be above 0 to start with, and is best a little small;
+    Of sharded parameters the whole is counted, and every process finds the same λ. λ alone is moved: what is zero is up
+    to the prox. λ must be above 0 to start with, and is best a little small;
     penalties without one, such as NonNegative, are left alone. Raises ValueError, in one sentence, for what cannot be.
 
     Limits. The density flickers with the minibatch: the mean is held, single steps stray more the smaller the batch.
@@ -229,13 +239,11 @@ class TargetSparsity:
 
     def _count(self, unit: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[int, int]:
         """How many are not zero, and how many there are."""
-        nonzero = size = 0
-        for group, entry in unit:
-            penalty = self.optimizer._penalty(entry)
-            for p in (group["params"][place] for place in entry["params"]):
-                there, alive = (p.numel(), int(torch.count_nonzero(p))) if self.of == "weights" else _groups(p, penalty)
-                nonzero, size = nonzero + alive, size + there
-        return nonzero, size
+        there = [(group["params"][at], self.optimizer._penalty(e)) for group, e in unit for at in e["params"]]
+        if self.of == "groups":
+            sizes, alive = zip(*(_groups(p, penalty) for p, penalty in there), strict=True)
+            return sum(alive), sum(sizes)
+        return sum(_nonzero([p for p, _ in there])), sum(p.numel() for p, _ in there)
 
     def target(self, t: int | None = None) -> list[float]:
         """d* at step t, by default now."""
@@ -371,7 +379,7 @@ class Refit:
 
     def __init__(self, optimizer: Proximal) -> None:
         _need_proximal("refit", optimizer)
-        self.zeros = [(p, p.detach() == 0) for p, _, _ in optimizer.penalised()]
+        self.zeros = [(p, local(p.detach()) == 0) for p, _, _ in optimizer.penalised()]
         self.optimizer = optimizer
         for _, entry in optimizer.entries():
             if entry["lam"] is not None and "off" not in entry:  # it may have been loaded from inside a refit
@@ -384,7 +392,7 @@ class Refit:
     def _keep(self, *_: Any) -> None:
         with torch.no_grad():
             for p, zero in self.zeros:
-                p.masked_fill_(zero, 0.0)
+                local(p).masked_fill_(zero, 0.0)
 
     def remove(self) -> None:
         """Take the masks off, and set the penalty to what it was."""

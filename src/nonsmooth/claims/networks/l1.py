@@ -36,7 +36,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def penalised(lam: float, data: str = "digits", /, **changes: Any) -> Setting:
-    """The setting of these claims: an MLP of 2 × 32 units, minibatches of 50, 240 steps at the optimiser's rate."""
+    """The setting of these claims: an MLP of 2 × 32 units, minibatches of 50, 240 steps at the optimiser's rate.
+
+    >>> penalised(0.5).lam, penalised(0.5, steps=10).steps
+    (0.5, 10)
+    """
     fields: dict[str, Any] = {
         "penalty": "autograd",
         "data": data,
@@ -49,19 +53,31 @@ def penalised(lam: float, data: str = "digits", /, **changes: Any) -> Setting:
 
 
 def rows_of(settings: Sequence[Setting], seeds: int, master: int) -> list[list[Row]]:
-    """The rows of each setting, a seed each."""
+    """The rows of each setting, a seed each.
+
+    >>> rows_of([], 5, 0)
+    []
+    """
     rows = runs_of([s for setting in settings for s in drawn(setting, seeds, master)])
     return [rows[i : i + seeds] for i in range(0, len(rows), seeds)]
 
 
 def zeros_of(row: Row, name: str) -> Any:
-    """What the observer `zeros` found under a name; not a number where the run diverged."""
+    """What the observer `zeros` found under a name; not a number where the run diverged.
+
+    >>> zeros_of({"found": {"zeros": {"norm": 2.0}}}, "norm"), zeros_of({"found": {"zeros": {}}}, "norm")
+    (2.0, nan)
+    """
     value = row["found"]["zeros"].get(name)
     return math.nan if value is None else value
 
 
 def norms(rows: Sequence[Sequence[Row]]) -> np.ndarray:
-    """The tail mean of ‖w‖₁, shape (settings, seeds); infinite where the run diverged."""
+    """The tail mean of ‖w‖₁, shape (settings, seeds); infinite where the run diverged.
+
+    >>> norms([[{"diverged": True}, {"diverged": False, "found": {"zeros": {"norm": 2.0}}}]]).tolist()
+    [[inf, 2.0]]
+    """
     return np.array([[math.inf if row["diverged"] else zeros_of(row, "norm") for row in seeds] for seeds in rows])
 
 
@@ -71,7 +87,11 @@ def accuracies(rows: Sequence[Sequence[Row]]) -> np.ndarray:
 
 
 def chance(data: str) -> float:
-    """The test accuracy of the best constant answer."""
+    """The test accuracy of the best constant answer.
+
+    >>> chance("digits") < 0.12
+    True
+    """
     from nonsmooth.networks.data import load
 
     classes = load(data).y_test
@@ -79,7 +99,11 @@ def chance(data: str) -> float:
 
 
 def mean_and_spread(name: str, x: Any, samples: np.ndarray, style: Any = "line") -> Line:
-    """A line through the means over seeds, with the standard deviation as its error."""
+    """A line through the means over seeds, with the standard deviation as its error.
+
+    >>> mean_and_spread("norm", [1.0], np.array([[1.0, 3.0]])).y.tolist()
+    [2.0]
+    """
     return Line(name, x, samples.mean(axis=1), style, error=samples.std(axis=1, ddof=1))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from nonsmooth.torch.selection import Listener, eagerly
 from nonsmooth.torch.selection.graph import recomputes
+from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.undisturbed import streams, undisturbed
 
 Closure = Callable[[], torch.Tensor]
@@ -52,6 +53,7 @@ def named(who: str, params: Any) -> tuple[list[str], list[torch.Tensor]]:
     kept = [(str(name).replace("_orig_mod.", ""), p) for name, p in listed if p.requires_grad]
     if not kept or not all(p.is_leaf and p.is_floating_point() for _, p in kept):
         raise ValueError(f"{who}: params must hold at least one parameter, a leaf that requires a gradient.")
+    need_whole(who, [p for _, p in kept])
     return [name for name, _ in kept], [p for _, p in kept]
 
 

@@ -14,14 +14,12 @@ import math
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.checkpoint import CheckpointError
 
-from nonsmooth.torch.selection import Flip, Selection, eagerly, flips, record, replay
-from nonsmooth.torch.selection.runs import CHECKPOINTED
+from nonsmooth.torch.selection import Flip, Selection
 from nonsmooth.torch.steps.evaluation import (
     Closure,
     Pieces,
@@ -30,7 +28,6 @@ from nonsmooth.torch.steps.evaluation import (
     chunks,
     finite,
     flat,
-    gradient_of,
     hessian_product,
     kept,
     named,
@@ -40,6 +37,7 @@ from nonsmooth.torch.steps.evaluation import (
     ratio,
     share,
 )
+from nonsmooth.torch.steps.seen import seen
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["OrbitCurvature", "Split", "Step", "measure_step"]
@@ -159,6 +157,7 @@ def measure_step(
     path: also the path split: trapezoids whose intervals double from 2, with at most `max_nodes` nodes, until the
         smooth part is known to tol·‖g⁺ − g‖; `Split.converged` says whether it got there.
 
+    Over ranks (`mean_over_ranks`) it is the step of the loss over all samples, flips those of all ranks.
     Costs three gradients, one of which the user's own step has paid for already, and a Hessian product a node. Random
     numbers, buffers, modes and `.grad` are left as they were (`step` itself may change what it likes); all sums are in
     float64. Raises ValueError for a closure or parameters that cannot be measured.
@@ -230,41 +229,9 @@ def measured(
     names, ps = named("measure_step", params)
     again = SameRandomNumbers()
     x = [p.detach().clone() for p in ps] if x is None else list(x)
-    undefined: list[str] = []
-    try:
-        with undisturbed(ps), again():
-            loss, before = record(closure)
-            f, g = loss.item(), gradient_of("measure_step", loss, ps)
-            del loss
-    except CheckpointError:  # recorded once, run anew without the record
-        undefined.append(CHECKPOINTED)
-        before = Selection(())
-        f, g = _plain(closure, ps, again)
-    if callable(step):
-        step()
-        stays = contextlib.nullcontext()
-    else:
-        stays = kept(ps, x)  # type: ignore[assignment]
-    with stays:
-        if not callable(step):
-            put(ps, _checked(ps, step))
-        if undefined:
-            f_after, g_after = _plain(closure, ps, again)
-        else:
-            with undisturbed(ps), again():
-                loss, after = record(closure)
-                f_after, g_after = loss.item(), gradient_of("measure_step", loss, ps)
-                del loss
-        g_F = _nowhere(ps)
-        flipped: tuple[Flip, ...] = ()
-        try:
-            if not undefined:
-                with undisturbed(ps), again():
-                    g_F = gradient_of("measure_step", replay(closure, before), ps, unused=True)
-                flipped = flips(before, after)
-        except (ValueError, CheckpointError) as error:
-            g_F = _nowhere(ps)
-            undefined.append(CHECKPOINTED if isinstance(error, CheckpointError) else str(error))
+    with contextlib.nullcontext() if callable(step) else kept(ps, x):
+        found = seen(closure, ps, step, again)
+        g, g_after, g_F, undefined = found.g, found.g_next, found.frozen, [*found.undefined]
         if not undefined and finite(g_after) and not finite(g_F):
             undefined.append("the frozen piece has no finite gradient at the new parameters")
         if not (finite(g) and finite(g_after)):
@@ -272,7 +239,7 @@ def measured(
         sums = [_sums(_parts_of(*pieces)) for pieces in zip(x, ps, g, g_after, g_F, strict=True)]
         split = _split("frozen", sums, names)
         predicted = sum(float(a @ (new - old)) for ts in zip(x, ps, g, strict=True) for old, new, a in chunks(*ts))
-        del g_F
+        found, g_F = replace(found, frozen=[]), []  # free from here on
         other = None
         if path:
             there = [p.detach().clone() for p in ps]
@@ -284,20 +251,8 @@ def measured(
             other = _split("path", [_sums(chunks(*row)) for row in rows], names, **quadrature)
     whole = _total(sums)
     sizes_of = ratio(whole.secant, whole.length), math.sqrt(whole.length), math.sqrt(whole.change), whole.secant
-    found = Step(f, f_after, predicted, *sizes_of, split, other, flipped, tuple(undefined), before.unseen)
-    return found, Vectors(g, g_after, before)
-
-
-def _nowhere(ps: list[torch.Tensor]) -> Pieces:
-    """nan in the shapes of the parameters, and in no memory."""
-    return [p.new_full((), math.nan).expand(p.shape) for p in ps]
-
-
-def _plain(closure: Closure, ps: list[torch.Tensor], again: SameRandomNumbers) -> tuple[float, Pieces]:
-    """The loss and its gradient with no record taken."""
-    with undisturbed(ps), again(), eagerly():
-        loss = closure()
-        return loss.item(), gradient_of("measure_step", loss, ps)
+    made = Step(found.f, found.f_next, predicted, *sizes_of, split, other, found.flips, tuple(undefined), found.unseen)
+    return made, Vectors(g, g_after, found.before)
 
 
 @dataclass
@@ -417,10 +372,3 @@ def _split(method: str, sums: Sequence[Sums], names: list[str], **quadrature: An
         tuple((layer, _total(rows).share) for layer, rows in layers.items()),
         **quadrature,
     )
-
-
-def _checked(ps: list[torch.Tensor], step: Any) -> list[torch.Tensor]:
-    values = [v[1] if isinstance(v, tuple) else v for v in step]
-    if [tuple(v.shape) for v in values] != [tuple(p.shape) for p in ps]:
-        raise ValueError("measure_step: the parameters after the step must have the shapes of those before it.")
-    return values
