@@ -33,5 +33,5 @@ clean:
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[lab,torch,theory,dev]'
+	$(INSTALL) --editable '.[lab,torch,theory,scale,dev]'
 	touch .venv/lab $@

@@ -1,9 +1,13 @@
-"""Fill docs/findings.md with what a run of the claims on networks found: `docs/findings.py [OUT]`.
+"""Fill docs/findings.md with what runs of the claims on networks found: `docs/findings.py OUT FULL`.
+
+OUT is the folder of a run, FULL that of one with --full; without it the block `<!-- full -->` stays as it is.
+
 
 A page asks by markers, and what lies between is rewritten: `<!-- claims: NAME … -->` the verdicts, as docs/table.py
 writes them; `<!-- measured: NAME -->` a claim's cases; `<!-- table: NAME -->` the tables among its figures;
 `<!-- figure: NAME N TITLE -->` its Nth plot, drawn into docs/figures; `<!-- outcome -->` what held and what did not;
-`<!-- rerun -->` the commands. Each ends with the same word and a stroke before it.
+`<!-- rerun -->` the commands; `<!-- full -->` where the verdicts of both runs differ. Each ends with the same word and
+a stroke before it.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +88,7 @@ def drawn(plot: Mapping[str, Any], path: Path) -> None:
                 else:
                     axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
         for name in ("x", "y"):
-            getattr(axes, f"set_{name}label")(plot[name]["title"])
+            getattr(axes, f"set_{name}label")(textwrap.fill(plot[name]["title"], 40))
             if plot[name]["log"]:
                 getattr(axes, f"set_{name}scale")("log")
         axes.spines[["top", "right"]].set_visible(False)
@@ -115,7 +120,25 @@ def rerun(rows: list[Row]) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def filled(page: str, rows: list[Row], plots: Callable[[str], list[dict[str, Any]]], figures: Path | None) -> str:
+def both(rows: list[Row], full: list[Row]) -> str:
+    """The claims whose verdict is another with --full, and how many have the same; LookupError for one not run."""
+    verdicts = {row["claim"]: row["verdict"] for row in full}
+    if lacking := [row["claim"] for row in rows if row["claim"] not in verdicts]:
+        raise LookupError(f"the full run has no row of {lacking[0]}")
+    other = [row for row in rows if verdicts[row["claim"]] != row["verdict"]]
+    lines = ["", f"{len(rows) - len(other)} of the {len(rows)} verdicts are the same with `--full`. The others:", ""]
+    lines += ["| claim | quick | full |", "|---|---|---|"]
+    lines += [f"| `{row['claim']}` | {row['verdict']} | {verdicts[row['claim']]} |" for row in other]
+    return "\n".join([*lines, "", ""])
+
+
+def filled(
+    page: str,
+    rows: list[Row],
+    plots: Callable[[str], list[dict[str, Any]]],
+    figures: Path | None = None,
+    full: list[Row] | None = None,
+) -> str:
     """The page with every block as the rows have it; figures are drawn where a folder is given.
 
     Raises LookupError for a claim that has no row.
@@ -142,6 +165,8 @@ def filled(page: str, rows: list[Row], plots: Callable[[str], list[dict[str, Any
         "outcome": lambda: outcome(networks),
         "rerun": lambda: rerun(networks),
     }
+    if full is not None:
+        blocks["full"] = lambda: both(networks, full)
     for marker, write in blocks.items():
         word = marker.partition(":")[0]
         block = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{word} -->)", re.DOTALL)
@@ -149,15 +174,17 @@ def filled(page: str, rows: list[Row], plots: Callable[[str], list[dict[str, Any
     return answered(page, rows)
 
 
-def main(out: Path) -> None:
+def main(out: Path, full: Path | None = None) -> None:
     page = ROOT / "docs" / "findings.md"
 
     def plots(claim: str) -> list[dict[str, Any]]:
         return json.loads((out / "figures" / f"{file_name(claim)}.json").read_text(encoding="utf-8"))
 
-    text = filled(page.read_text(encoding="utf-8"), read_rows(out / "verdicts.jsonl"), plots, ROOT / "docs" / "figures")
+    more = None if full is None else read_rows(full / "verdicts.jsonl")
+    rows = read_rows(out / "verdicts.jsonl")
+    text = filled(page.read_text(encoding="utf-8"), rows, plots, ROOT / "docs" / "figures", more)
     page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "out"))
+    main(*map(Path, sys.argv[1:] or ["out"]))

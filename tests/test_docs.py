@@ -139,7 +139,7 @@ def verdicts(page: str) -> dict[str, str]:
 def test_every_claim_is_listed_with_the_verdict_of_one_run():
     """`test_claims.py` holds the README's verdicts to those that come out; the other pages must have the same."""
     shown = verdicts("README.md")
-    assert list(shown) == list(CLAIMS)
+    assert list(shown) == sorted(CLAIMS, key=lambda name: CLAIMS[name].sentence)
     assert verdicts("docs/claims.md") == shown
     assert verdicts("docs/objections.md").items() <= shown.items()
 
@@ -237,3 +237,93 @@ def test_the_index_lists_every_page():
     index = text_of("docs/README.md")
     missing = [path.name for path in PAGES.values() if path.parent.name == "docs" and f"]({path.name})" not in index]
     assert missing == ["README.md"]
+
+
+# ── the findings page ───────────────────────────────────────────────────────────────────────────────────────────────
+
+findings = script("findings")
+
+
+def network_row(name: str, verdict: str, **more: object) -> dict[str, object]:
+    row = {"claim": f"networks/{name}", "verdict": verdict, "sentence": 4, "bears": "for", "says": f"It is {name}."}
+    row |= {
+        "what": "norm",
+        "relation": "equals the prediction within 5 %",
+        "seeds": 5,
+        "cases": ["a|b"],
+        "holds_when": "",
+    }
+    return row | {"measured": [1.23456], "noise": [None], "predicted": [1.0], "command": f"nonsmooth {name}"} | more
+
+
+ROWS = [network_row("x", "supported"), network_row("y", "refuted", bears="limits"), network_row("z", "undecided")]
+ASKED = """<!-- outcome -->
+old
+<!-- /outcome -->
+<!-- measured: networks/x -->
+<!-- /measured -->
+<!-- table: networks/x -->
+<!-- /table -->
+<!-- figure: networks/x 1 The norm -->
+<!-- /figure -->
+<!-- rerun -->
+<!-- /rerun -->
+<!-- full -->
+kept
+<!-- /full -->
+"""
+LINE = {"name": "norm", "x": [1, 2], "y": [1.0, None], "style": "line", "error": [0.1, 0.1]}
+SHOWN = [
+    {
+        "kind": "table",
+        "columns": ["net", "κ"],
+        "rows": [["relu", 1.5], ["gelu", None]],
+        "title": "Table",
+        "says": "So.",
+    },
+    {
+        "x": {"title": "λ", "log": True},
+        "y": {"title": "norm " * 12, "log": False},
+        "lines": [LINE],
+        "says": "It grows.",
+    },
+]
+
+
+def test_the_findings_page_is_filled_from_rows(tmp_path):
+    page = findings.filled(ASKED, ROWS, lambda claim: SHOWN, tmp_path)
+    assert "old" not in page and "kept" in page
+    assert page.index("**Supported** (1)") < page.index("networks/x") < page.index("**Refuted** (1)")
+    assert "| a\\|b | 1.235 ± – | 1 |" in page and "| gelu | – |" in page and "`nonsmooth z`" in page
+    assert "(sentence 4, a limit): It is y." in page
+    assert "![The norm](figures/networks--x-1.svg)\n\nIt grows." in page
+    drawn = (tmp_path / "networks--x-1.svg").read_bytes()
+    assert findings.filled(page, ROWS, lambda claim: SHOWN, tmp_path) == page
+    assert (tmp_path / "networks--x-1.svg").read_bytes() == drawn
+    other = [ROWS[0], ROWS[1] | {"verdict": "supported"}, ROWS[2]]
+    assert "| `networks/y` | refuted | supported |" in findings.filled(ASKED, ROWS, lambda claim: SHOWN, None, other)
+
+
+@pytest.mark.parametrize("block", ["measured: networks/none", "table: networks/x", "full"])
+def test_a_finding_without_a_row_is_named(block):
+    word = block.partition(":")[0]
+    with pytest.raises(LookupError, match=r"networks/none|has no table|no row of networks/y"):
+        findings.filled(f"<!-- {block} -->\n<!-- /{word} -->\n", ROWS, lambda claim: [], None, ROWS[:1])
+
+
+def test_the_findings_are_those_of_the_claims_page():
+    page, claims = text_of("docs/findings.md"), text_of("docs/claims.md")
+    told = page[page.index("<!-- outcome -->") : page.index("<!-- /outcome -->")]
+    of_verdict = re.split(r"\*\*(Supported|Refuted|Undecided)\*\* \(\d+\)", told)
+    verdicts = {
+        name: verdict.lower()
+        for verdict, part in zip(of_verdict[1::2], of_verdict[2::2], strict=True)
+        for name in re.findall(r"`(networks/[\w-]+)`", part)
+    }
+    assert verdicts.keys() == {name for name in CLAIMS if name.startswith("networks/")}
+    for name, verdict in verdicts.items():
+        found = re.search(rf"### `{name}`\n.*?- Verdict: \*\*(\w+)\*\*", claims, re.DOTALL)
+        assert found is not None and found[1] == verdict, name
+    assert set(re.findall(r"networks/[\w-]+", page)) <= CLAIMS.keys()
+    for file in re.findall(r"\]\((figures/[^)]+)\)", page):
+        assert (ROOT / "docs" / file).is_file()

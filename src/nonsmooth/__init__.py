@@ -6,8 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nonsmooth.simulation import minimise, orbit_curvature, simulate
+    from nonsmooth.sweeps import open_sweep, sweep
 
-__all__ = ["minimise", "orbit_curvature", "simulate"]
+HOMES = {
+    "minimise": "simulation",
+    "open_sweep": "sweeps",
+    "orbit_curvature": "simulation",
+    "simulate": "simulation",
+    "sweep": "sweeps",
+}
+"""Where what the package hands on is made."""
+
+__all__ = ["minimise", "open_sweep", "orbit_curvature", "simulate", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
@@ -17,7 +27,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     try:
-        return getattr(import_module("nonsmooth.simulation"), name)
+        return getattr(import_module(f"nonsmooth.{HOMES[name]}"), name)
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError(
             f"nonsmooth.{name} needs {missing.name}, which is not installed; run: pip install 'nonsmooth[lab]'"

@@ -7,12 +7,14 @@ wrong or a part is not installed; 3, --strict and a claim is not supported; 130,
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -230,6 +232,56 @@ def simulate(
                 raise KeyboardInterrupt("nothing was written.") from error
             raise
         _print_dataset(dataset)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A TOML file as for simulate, with the sections sweep and axes.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the runs; the same command goes on there.")],
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default, one a core.")] = None,
+    dask: Annotated[str | None, typer.Option("--dask", help="The address of a Dask scheduler instead.")] = None,
+    module: Annotated[
+        str | None, typer.Option("--import", help="The module of the function that the file names.")
+    ] = None,
+) -> None:
+    """Make the runs that a file describes and a folder lacks: a grid, a list or a random design."""
+    with sentences():
+        from nonsmooth.config import read_sweep
+        from nonsmooth.sweeps import sweep as run
+
+        if workers is not None and dask is not None:
+            raise ValueError("--workers and --dask exclude each other; give one.")
+        settings = read_sweep(config)
+        if (function := settings.pop("function", None)) is not None:
+            settings["what"] = _function(module, function)
+        elif module is not None:
+            raise ValueError(f"{config}: names no function, so --import means nothing; leave it out.")
+        else:
+            settings["what"] = settings.pop("objective")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            dataset = run(out, executor=dask or workers, **settings)
+        for warning in said:
+            errors.print(escape(str(warning.message)))
+        names = ", ".join(sorted(map(str, dataset.data_vars)))
+        screen.print(f"{dataset.sizes['run']} runs in {escape(str(out))}: {escape(names)}")
+
+
+def _function(module: str | None, name: str) -> Any:
+    """A function by its name, from the module of --import alone."""
+    if module is None:
+        raise ValueError(f"the file names the function {name!r}; say where it is: --import MODULE.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(f"there is no module {module!r} here.") from None
+    if not callable(getattr(found, name, None)):
+        raise ValueError(f"{module}: has no function {name!r}.")
+    return getattr(found, name)
 
 
 @app.command()

@@ -11,6 +11,14 @@
 
 A part is a public class or instance of `objectives`, `rules` or `penalties`; a field may be a part of its own (a
 schedule, a wrapped rule), and `{ geomspace = [a, b, n] }` or `{ linspace = [a, b, n] }` is an axis.
+
+A sweep has two sections more, of which a function of one's own, `function = "name"` above them, needs the second:
+
+    [sweep]                           [axes]
+    design = "random"                 lr = { loguniform = [1e-4, 1] }
+    count = 10000                     beta = [0, 0.9]
+    seed = 0
+    width = 4096
 """
 
 from __future__ import annotations
@@ -27,8 +35,9 @@ import numpy as np
 from nonsmooth import objectives, penalties, rules
 from nonsmooth.objectives import Hinge, Logistic
 from nonsmooth.objectives.finite_sum import FiniteSum
+from nonsmooth.sweeps.design import LogUniform, Random, Uniform
 
-__all__ = ["RUN", "read_config"]
+__all__ = ["RUN", "read_config", "read_sweep"]
 
 RUN = ("steps", "seeds", "x0", "penalty_by", "batch_size", "record", "every", "tail", "f_star")
 """The settings that [run] may name."""
@@ -37,6 +46,9 @@ PARTS: dict[str, ModuleType] = {"objective": objectives, "rule": rules, "penalty
 ABSTRACT = {"Constants", "FiniteSum", "Objective", "Penalty", "Rule", "Separable"}
 LOSSES: dict[str, type[FiniteSum]] = {"Logistic": Logistic, "Hinge": Hinge}
 AXES: dict[str, Callable[..., np.ndarray]] = {"geomspace": np.geomspace, "linspace": np.linspace}
+DRAWN: dict[str, type[Uniform]] = {"uniform": Uniform, "loguniform": LogUniform}
+SWEEP = ("design", "count", "seed", "width")
+"""The settings that [sweep] may name."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -48,12 +60,76 @@ def read_config(path: Path) -> dict[str, Any]:
     >>> read_config(file)
     {'objective': Absolute(dim=1), 'rule': Gradient(lr=[0.1, 1.0])}
     """
+    return _arguments(path, _toml(path))
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """The arguments of `sweep` that the file states, `function` a name; raises ValueError as `read_config` does.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "sweep.toml"
+    >>> _ = file.write_text('function = "train"\\naxes.lr = {linspace = [0, 1, 3]}\\nsweep.width = 2')
+    >>> read_sweep(file)
+    {'function': 'train', 'axes': {'lr': array([0. , 0.5, 1. ])}, 'width': 2}
+    """
+    config = _toml(path)
+    settings, axes = config.pop("sweep", {}), config.pop("axes", {})
+    for name, section in (("sweep", settings), ("axes", axes)):
+        if not isinstance(section, dict):
+            raise ValueError(f"{path}: {name} must be a section, [{name}].")
+    strange = set(settings) - set(SWEEP)
+    if strange:
+        raise ValueError(f"{path}: [sweep] has no setting {sorted(strange)[0]!r}; it takes {', '.join(SWEEP)}.")
     try:
-        config = tomllib.loads(path.read_text(encoding="utf-8"))
+        swept = {"axes": {name: _axis(name, value) for name, value in axes.items()}} | _design(settings)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if "function" in config:
+        function = config.pop("function")
+        if not isinstance(function, str) or config:
+            raise ValueError(f"{path}: function is a name; beside it there are [axes] and [sweep] alone.")
+        return {"function": function} | swept
+    return _arguments(path, config) | swept
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not TOML ({error}).") from error
+
+
+def _design(settings: dict[str, Any]) -> dict[str, Any]:
+    """The design and the width; `count` and `seed` are a random design's."""
+    design: dict[str, Any] = {name: settings[name] for name in ("design", "width") if name in settings}
+    random = {name: settings[name] for name in ("count", "seed") if name in settings}
+    if settings.get("design") == "random":
+        if "count" not in random:
+            raise ValueError("[sweep] needs count, the number of runs, where design is random.")
+        return design | {"design": Random(**random)}
+    if random:
+        raise ValueError('[sweep] has count or seed, which belong to design = "random".')
+    return design
+
+
+def _axis(name: str, value: Any) -> Any:
+    """A list, an axis of AXES, or a distribution."""
+    if isinstance(value, dict) and len(value) == 1 and (drawn := next(iter(value))) in DRAWN:
+        match value[drawn]:
+            case [int() | float() as low, int() | float() as high]:
+                return DRAWN[drawn](low, high)
+        raise ValueError(f"{name}: {drawn} takes [from, to].")
+    if not isinstance(value, dict):
+        return value
+    if not AXES.keys() & value.keys():
+        raise ValueError(f"{name} must be a list, or one of {', '.join([*AXES, *DRAWN])}, not a table.")
+    return _field(rules, f"axis {name}", value)
+
+
+def _arguments(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `simulate`."""
     unknown = set(config) - {*PARTS, "run"}
     if unknown:
         raise ValueError(f"{path}: unknown section {sorted(unknown)[0]!r}; use objective, rule, penalty, run.")

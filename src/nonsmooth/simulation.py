@@ -45,7 +45,7 @@ def simulate(
     *,
     penalty: Penalty | None = None,
     steps: int = 1000,
-    seeds: int | Sequence[int] | None = None,
+    seeds: int | Sequence[int] | xr.DataArray | None = None,
     x0: Any = None,
     penalty_by: Literal["autograd", "prox"] = "autograd",
     batch_size: int | None = None,
@@ -59,8 +59,9 @@ def simulate(
 
     A list or array in a number's field of `objective`, `rule` or `penalty` is a dimension named as the field;
     several make the outer product; DataArrays that share a dimension are paired. `seed` is a dimension where
-    `seeds` is given (a count, or the seeds themselves). Variables have dimensions (fields…, seed, step), step from
-    1 to `steps`, and there are always `x_final` (…, coordinate) and `diverged_at` (the first step at which a
+    `seeds` is given (a count, or the seeds themselves; a DataArray over another dimension is paired with the fields
+    over it, and may repeat a seed). Variables have dimensions (fields…, seed, step), step from 1 to `steps`, and
+    there are always `x_final` (…, coordinate) and `diverged_at` (the first step at which a
     coordinate is not finite or exceeds 1e100 in size; NaN for a run that stayed bounded).
 
     - `x0`: the start, a number or an array of the objective's shape, or a DataArray of which one dimension
@@ -90,10 +91,12 @@ def simulate(
     seed_labels = _seed_labels(seeds, objective.shape[0])
     starts = _starts(objective, x0, seed_labels)
     leaves = [*leaves_of("rule", rule), *leaves_of("penalty", penalty)]
-    extra = {"x0": starts.isel(coordinate=0, drop=True)}
+    extra = {} if x0 is None else {"x0": starts.isel(coordinate=0, drop=True)}
     if seeds is not None:
-        extra["seeds"] = xr.DataArray(seed_labels, dims="seed", coords={"seed": seed_labels})
+        extra["seeds"] = seed_labels
     grid = span([*leaves_of("objective", objective), *leaves], extra)
+    if seeds is not None:
+        grid.coords.setdefault("seed", seed_labels)
     need_free_names(measures, {*map(str, grid.sizes), *map(str, grid.coords)})
     points = 8 * (4 * objective.shape[0] + len(grid.numbers))  # x₀, z, g̃ and the memory, and the run's own numbers
     need_memory(
@@ -110,8 +113,7 @@ def simulate(
     axis = -1 if objective.shape[0] <= NARROW else 0
     per_run: dict[str, Any] = {"x0": np.moveaxis(grid.flat(starts, keep=("coordinate",)), 0, axis)}
     if batch_size is not None:
-        labels = xr.DataArray(seed_labels, dims="seed") if seeds is not None else xr.DataArray(seed_labels[0])
-        per_run["seed"] = grid.flat(labels).astype(np.int64)
+        per_run["seed"] = grid.flat(seed_labels).astype(np.int64)
     per_run["f_star"] = grid.flat(best) if isinstance(best, xr.DataArray) else np.full(grid.runs, best)
 
     skeletons = (skeleton_of(ready), skeleton_of(rule), skeleton_of(penalty))
@@ -230,29 +232,33 @@ def _said(value: Any) -> str:
     return repr(value) if np.ndim(value) == 0 else f"an array of shape {np.shape(value)}"
 
 
-def _seed_labels(seeds: Any, coordinates: int) -> np.ndarray:
+def _seed_labels(seeds: Any, coordinates: int) -> xr.DataArray:
+    """The seeds over their dimension, `seed` unless a DataArray names another; a bare 0 where none are given."""
     if seeds is None:
-        return np.zeros(1, dtype=np.int64)
+        return xr.DataArray(np.int64(0))
     if _is_whole(seeds, 1):
         need_memory(8 * coordinates * int(seeds), f"the starts of {seeds} seeds", "take fewer seeds")
-        return np.arange(seeds, dtype=np.int64)
+        seeds = np.arange(seeds)
     labels = np.array(seeds, dtype=object)
     if labels.ndim != 1 or labels.size == 0 or not all(_is_whole(label, 0) for label in labels):
         raise ValueError(
             f"simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not {seeds!r}."
         )
+    labels = labels.astype(np.int64)
+    if isinstance(seeds, xr.DataArray) and seeds.dims != ("seed",):
+        return xr.DataArray(labels, dims=seeds.dims)
     for one, other in pairwise(sorted(labels)):
         if one == other:
             raise ValueError(f"simulate: seeds holds {one} more than once; give each once.")
-    return labels.astype(np.int64)
+    return xr.DataArray(labels, dims="seed", coords={"seed": labels})
 
 
-def _starts(objective: Objective, x0: Any, seeds: np.ndarray) -> xr.DataArray:
+def _starts(objective: Objective, x0: Any, seeds: xr.DataArray) -> xr.DataArray:
     """The starting points, labelled, with `coordinate` as the last dimension."""
     if x0 is None:
-        draws = np.stack([np.random.default_rng(int(s)).standard_normal(objective.shape) for s in seeds])
-        starts = xr.DataArray(draws, dims=("seed", "coordinate"))
-        return starts.isel(seed=0) if len(seeds) == 1 else starts
+        drawn, which = np.unique(seeds, return_inverse=True)
+        draws = np.stack([np.random.default_rng(int(s)).standard_normal(objective.shape) for s in drawn])
+        return xr.DataArray(draws[which.reshape(seeds.shape)], dims=(*seeds.dims, "coordinate"))
     starts = x0
     if not _is_real(x0):
         raise ValueError(f"simulate: x0 must hold real numbers, not {_said(x0)}.")
