@@ -22,6 +22,7 @@ from typing import Any
 
 from nonsmooth.claims.reproduce import file_name
 from nonsmooth.ledger import Verdict, read_rows, subject
+from nonsmooth.report.cases import relation_of
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -122,14 +123,27 @@ def rerun(rows: list[Row]) -> str:
 
 def both(rows: list[Row], full: list[Row]) -> str:
     """The claims whose verdict is another with --full, and how many have the same; LookupError for one not run."""
-    verdicts = {row["claim"]: row["verdict"] for row in full}
-    if lacking := [row["claim"] for row in rows if row["claim"] not in verdicts]:
+    found = {row["claim"]: row for row in full}
+    if lacking := [row["claim"] for row in rows if row["claim"] not in found]:
         raise LookupError(f"the full run has no row of {lacking[0]}")
-    other = [row for row in rows if verdicts[row["claim"]] != row["verdict"]]
+    other = [row for row in rows if found[row["claim"]]["verdict"] != row["verdict"]]
     lines = ["", f"{len(rows) - len(other)} of the {len(rows)} verdicts are the same with `--full`. The others:", ""]
-    lines += ["| claim | quick | full |", "|---|---|---|"]
-    lines += [f"| `{row['claim']}` | {row['verdict']} | {verdicts[row['claim']]} |" for row in other]
+    lines += ["| claim | quick | full | the case that is farthest out, measured (predicted) |", "|---|---|---|---|"]
+    for row in other:
+        more = found[row["claim"]]
+        lines.append(f"| `{row['claim']}` | {row['verdict']} | {more['verdict']} | {farthest(more)} |")
     return "\n".join([*lines, "", ""])
+
+
+def farthest(row: Row) -> str:
+    """The case with the least margin."""
+    relation = relation_of(row)
+    numbers = zip(row["cases"], row["measured"], row["noise"], row["predicted"], strict=True)
+    finite = [n for n in numbers if None not in n[1:]]
+    if relation is None or len(finite) < len(row["cases"]):
+        return "a case that is not finite"
+    case, mean, noise, predicted = min(finite, key=lambda n: relation.margins(n[1] - n[2], n[1] + n[2], n[3])[0])
+    return f"{escaped(case)}: {number(mean)} ± {number(noise)} ({number(predicted)})"
 
 
 def filled(

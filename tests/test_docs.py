@@ -253,7 +253,8 @@ def network_row(name: str, verdict: str, **more: object) -> dict[str, object]:
         "cases": ["a|b"],
         "holds_when": "",
     }
-    return row | {"measured": [1.23456], "noise": [None], "predicted": [1.0], "command": f"nonsmooth {name}"} | more
+    row |= {"measured": [1.23456], "noise": [None], "predicted": [1.0], "command": f"nonsmooth {name}", "slack": None}
+    return row | more
 
 
 ROWS = [network_row("x", "supported"), network_row("y", "refuted", bears="limits"), network_row("z", "undecided")]
@@ -300,8 +301,10 @@ def test_the_findings_page_is_filled_from_rows(tmp_path):
     drawn = (tmp_path / "networks--x-1.svg").read_bytes()
     assert findings.filled(page, ROWS, lambda claim: SHOWN, tmp_path) == page
     assert (tmp_path / "networks--x-1.svg").read_bytes() == drawn
-    other = [ROWS[0], ROWS[1] | {"verdict": "supported"}, ROWS[2]]
-    assert "| `networks/y` | refuted | supported |" in findings.filled(ASKED, ROWS, lambda claim: SHOWN, None, other)
+    cases = {"cases": ["in", "out"], "measured": [1.0, 2.0], "noise": [0.1, 0.1], "predicted": [1.0, 1.0]}
+    other = [ROWS[0], ROWS[1] | cases | {"verdict": "supported", "slack": 0.05 - 1.1}, ROWS[2]]
+    page = findings.filled(ASKED, ROWS, lambda claim: SHOWN, None, other)
+    assert "| `networks/y` | refuted | supported | out: 2 ± 0.1 (1) |" in page
 
 
 @pytest.mark.parametrize("block", ["measured: networks/none", "table: networks/x", "full"])

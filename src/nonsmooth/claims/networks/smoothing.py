@@ -188,7 +188,8 @@ def softplus_tends_to_relu(
 
     def apart(betas: Sequence[float], fraction: float) -> tuple[float, list[int], dict[float, np.ndarray]]:
         """|log f_β − log f_ReLU| at each step, (seeds, steps), by β; the rate, and the steps."""
-        rate, rows = softplus_runs([f"softplus:{b:g}" for b in betas], fraction, rates, seeds, master, **fields)
+        names = dict.fromkeys([*(f"softplus:{b:g}" for b in betas), *((limit,) if limit != "relu" else ())])
+        rate, rows = softplus_runs(list(names), fraction, rates, seeds, master, **fields)
         curve = {name: np.log(np.array([row["losses"] for row in found], float)) for name, found in rows.items()}
         return rate, rows["relu"][0]["at"], {b: np.abs(curve[f"softplus:{b:g}"] - curve[limit]) for b in betas}
 
