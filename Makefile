@@ -9,7 +9,7 @@ reproduce: .venv/lab
 	$(BIN)/nonsmooth reproduce
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
-"""Facts of a run as plain data: versions, the optimiser's settings, and run.json that holds them."""
+"""Facts of a run as plain data: versions, the optimiser's settings; run.json that holds them, rows.jsonl beside it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +19,7 @@ from torch.optim import Optimizer
 
 from nonsmooth.torch.effective import unwrapped
 
-__all__ = ["optimizer_facts", "plain", "versions", "write_facts"]
+__all__ = ["model_facts", "open_rows", "optimizer_facts", "plain", "versions", "write_facts", "write_row"]
 
 SETTINGS = (
     *("lr", "momentum", "nesterov", "dampening", "betas", "eps", "weight_decay", "decoupled_weight_decay"),
@@ -66,6 +69,22 @@ def optimizer_facts(optimizer: Optimizer) -> dict[str, Any]:
     }
 
 
+def model_facts(model: Any) -> dict[str, Any] | None:
+    """Name, size, mode and dtype of a module; None for what is none.
+
+    >>> model_facts(torch.nn.Linear(2, 3))
+    {'name': 'Linear', 'parameters': 9, 'training': True, 'dtype': 'float32'}
+    """
+    if not isinstance(model, torch.nn.Module):
+        return None
+    return {
+        "name": type(getattr(model, "_orig_mod", model)).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training": model.training,
+        "dtype": str(next((p.dtype for p in model.parameters()), "")).removeprefix("torch."),
+    }
+
+
 def plain(value: Any) -> Any:
     """As JSON has it: "nan", "inf" and "-inf" are words, tuples are lists.
 
@@ -93,9 +112,56 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> Path:
         beside.write_text(json.dumps(plain(facts), ensure_ascii=False, indent=1), encoding="utf-8")
         os.replace(beside, target)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
         raise ValueError(f"{target}: cannot be written ({error.strerror}); choose another folder.") from None
     return target
+
+
+def open_rows(folder: Path) -> io.FileIO:
+    """`folder/rows.jsonl`, to append rows to, without a buffer: a row is there when it was written.
+
+    What comes first starts a line of its own: a last row that a kill has cut off is taken out, and a warning says so.
+    Raises OSError where it cannot be written.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "rows.jsonl").write_text('{"step": 1}')
+    >>> with open_rows(folder) as rows:
+    ...     write_row(rows, {"step": 2})
+    >>> (folder / "rows.jsonl").read_text()
+    '{"step": 1}\\n{"step": 2}\\n'
+    """
+    file = (folder / "rows.jsonl").open("a+b", buffering=0)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    if file.read(1) in (b"", b"\n"):
+        return file
+    file.seek(0)
+    last = file.readall().rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except ValueError:
+        file.truncate(size - len(last))
+        warnings.warn(f"{folder / 'rows.jsonl'}: the last row was cut off, it is taken out.", stacklevel=4)
+    else:
+        file.write(b"\n")
+    return file
+
+
+def write_row(file: io.FileIO, row: Mapping[str, Any]) -> None:
+    """Append a row as a line, in one write: rows of two processes do not mix. Raises OSError where it cannot.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with open_rows(folder) as rows:
+    ...     write_row(rows, {"loss": float("nan")})
+    >>> (folder / "rows.jsonl").read_text()
+    '{"loss": "nan"}\\n'
+    """
+    line = (json.dumps(plain(row), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    while line:  # a full disk takes a part of it, and refuses the rest
+        line = line[file.write(line) :]
 
 
 def _number(value: Any) -> Any:

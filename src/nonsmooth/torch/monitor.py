@@ -7,7 +7,6 @@ by bit: parameters, buffers, `.grad`, modes and random numbers.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 import warnings
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from nonsmooth.torch.facts import optimizer_facts, plain, versions, write_facts
+from nonsmooth.torch.facts import model_facts, open_rows, optimizer_facts, plain, versions, write_facts, write_row
 from nonsmooth.torch.findings import Finding, findings
 from nonsmooth.torch.l1_audit import Chatter, reach_of
 from nonsmooth.torch.loggers import Sink, sink
@@ -44,6 +43,8 @@ SHORT, NAP = 5e-3, 15
 """Where a step takes less than so many seconds, up to so many steps in a row are not looked at: looking costs too."""
 DENSE = 1024
 """Up to so many steps each is traced; then the distance doubles whenever their number does."""
+PAUSE = 100
+"""So many times what it took of late, and a minute at least: the process was stopped meanwhile, or the clock set."""
 
 
 class Monitor:
@@ -58,7 +59,8 @@ class Monitor:
     cost of the other, is within the allowance or the budget. Rows of kind "trace" hold checksums of the
     weights, to tell where two runs part; rows of kind "chatter" what signs of weights did over a window of steps.
 
-    folder: where each row is appended at once, to rows.jsonl, and where run.json and report.html are written. data:
+    folder: where each row is appended at once, to rows.jsonl, and where run.json and report.html are written: rows
+    survive a kill. A run that goes on from a checkpoint sets `monitor.t` to its steps so far before it enters. data:
     what the closure's data are, as each row says. Each row also says whether a penalty is in the loss: under a
     `Proximal` it is not; otherwise `penalty` says it. loggers: a TensorBoard `SummaryWriter`, a Weights & Biases run,
     the `mlflow` module, or a function of a row; None takes what is active of the last two. allowance: seconds of
@@ -113,9 +115,10 @@ class Monitor:
         self.rows: list[dict[str, Any]] = []
         self.t, self.spent = 0, 0.0
         self._clock = time.time()
-        self._began, self._ended = 0.0, 0.0
+        self._began, self._ended, self._first, self._paused = 0.0, 0.0, 0, 0.0
         self._cost = dict.fromkeys(KINDS, 0.0)
         self._used = dict.fromkeys((*KINDS, "trace", "chatter"), 0.0)
+        self._lately = dict.fromkeys(self._used, 60.0)
         self._failed = dict.fromkeys(KINDS, 0)
         self._made = dict.fromkeys(KINDS, 0)
         self.wants: str | None = "step"
@@ -138,7 +141,7 @@ class Monitor:
         if self.folder is not None:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self._file = (self.folder / "rows.jsonl").open("a", encoding="utf-8")
+                self._file = open_rows(self.folder)
             except OSError as error:
                 raise ValueError(f"Monitor: the folder {folder} cannot be written ({error.strerror}).") from None
 
@@ -157,21 +160,29 @@ class Monitor:
 
     def begin(self) -> None:
         """Start the clock, without hooks: for one who calls `before` and `after` each step himself."""
-        self._began, self._clock = time.perf_counter(), time.time()
+        self._began, self._clock, self._first = time.perf_counter(), time.time(), self.t
 
     def end(self) -> None:
-        """Stop the clock, take the hooks away, close the file and write run.json beside it."""
+        """Stop the clock, take the hooks away, close the file and write run.json beside it, or warn that it cannot."""
         if self._ended:
             return
         self._ended = time.perf_counter()
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._before = [], None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._close()
         if self.folder is not None:
-            write_facts(self.folder, self.facts() | {"findings": [f.to_dict() for f in self.findings]})
+            found = self.facts() | {"findings": [f.to_dict() for f in self.findings]}
+            try:
+                write_facts(self.folder, found)
+            except ValueError as error:  # the script goes on
+                warnings.warn(f"Monitor: {error}", stacklevel=3)
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        self._file = None
 
     def skip(self, steps: int) -> None:
         """Count steps that were not looked at: up to `idle` of them, which is how many may be left out now."""
@@ -183,7 +194,7 @@ class Monitor:
         if self.wants == "step":
             began = time.perf_counter()
             self._before = [p.detach().clone() for _, p in self.probes.params()]
-            self._spend("step", began)
+            self.spend("step", began)
 
     def after(
         self, closure: Callable[[], torch.Tensor] | None = None, data: str | None = None, loss: Any = None
@@ -207,8 +218,7 @@ class Monitor:
             began = time.perf_counter()
             self._probe(kind)
             self._before = None
-            self._spend(kind, began)
-            self._cost[kind] = time.perf_counter() - began
+            self._cost[kind] = self.spend(kind, began)
             if kind == "step" and not self._made["stability"]:  # its first has no last to tell what it will cost
                 self._cost["stability"] = FIRST * self._cost[kind]
         self._plan()
@@ -225,14 +235,16 @@ class Monitor:
             self.wants = (*KINDS, None)[due]
             self._room = dict(zip(self._room, map(bool, room), strict=True))
 
-    def spend(self, kind: str, began: float) -> None:
-        """Count the time since `began` as spent on observing."""
-        self._spend(kind, began)
-
-    def _spend(self, kind: str, began: float) -> None:
-        spent = time.perf_counter() - began
+    def spend(self, kind: str, began: float) -> float:
+        """Count the time since `began` as spent on observing; of a pause, what the last one took."""
+        spent = cost = time.perf_counter() - began
+        if spent > max(60.0, PAUSE * self._lately[kind]):
+            cost = self._cost.get(kind, 0.0)
+            self._paused += spent - cost
+        self._lately[kind] = max(spent, self._lately[kind] / 2)
         self.spent += spent
-        self._used[kind] += spent
+        self._used[kind] += cost
+        return cost
 
     def _due(self) -> str | None:
         """The kind of probe that has had less of the budget, where there is room for it now."""
@@ -246,10 +258,10 @@ class Monitor:
         if granted in kinds and self._granted + self._cost[granted] <= self.allowance:
             self._granted += self._cost[granted]  # on a grid of steps, so that two runs have them in common
             return granted
-        elapsed, budget = time.perf_counter() - self._began, self.budget
+        elapsed, spent, budget = self._elapsed(), self.spent - self._paused, self.budget
         for kind in sorted(kinds, key=lambda k: (bool(self._made[k]), self._used[k])):
             cost = self._cost[kind]
-            affordable = self.spent + cost <= budget * (elapsed + cost)
+            affordable = spent + cost <= budget * (elapsed + cost)
             if affordable or (not self._made[kind] and cost <= self.allowance):
                 return kind
             if self._made[kind]:  # it is its turn, and the other would take what it waits for
@@ -259,14 +271,17 @@ class Monitor:
 
     def _nap(self) -> int:
         """How many of the coming steps need not be looked at."""
-        if self.wants is not None or self.chatter_open or time.perf_counter() - self._began > SHORT * self.t:
+        if self.wants is not None or self.chatter_open or self._elapsed() > SHORT * (self.t - self._first):
             return 0
         to_trace = self._stride - 1 - self.t % self._stride
         to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else NAP
         return max(0, min(NAP, to_trace, to_grid))
 
     def _has_room(self, kind: str) -> bool:
-        return self._used[kind] <= SIDE * self.budget * (time.perf_counter() - self._began)
+        return self._used[kind] <= SIDE * self.budget * self._elapsed()
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._began - self._paused
 
     # --- what it measures --------------------------------------------------------------------------------------------
 
@@ -302,7 +317,7 @@ class Monitor:
         value = float(loss) if loss is not None else None
         lr = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
         self.add("trace", {"loss": value, "lr": lr, "weights": checksums(self.probes.params())})
-        self._spend("trace", began)
+        self.spend("trace", began)
         while self.t >= DENSE * self._stride:
             self._stride *= 2
         if not self._room["trace"] and self.t > 8:
@@ -322,7 +337,7 @@ class Monitor:
                 self.add("chatter", self.chatter.row())
                 self.chatter_open = False
                 self._windows += 1
-        self._spend("chatter", began)
+        self.spend("chatter", began)
 
     chatter_open = False
 
@@ -340,10 +355,9 @@ class Monitor:
         self.rows.append(row)
         if self._file is not None:
             try:
-                self._file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-                self._file.flush()
+                write_row(self._file, row)
             except OSError as error:
-                self._file = None
+                self._close()
                 warnings.warn(
                     f"Monitor: rows are no longer written: {error.strerror}; they go on in `rows`.", stacklevel=4
                 )
@@ -360,7 +374,7 @@ class Monitor:
     def share(self) -> float:
         """The part of the wall clock that it took so far."""
         now = self._ended if self._ended and not self._hooks else time.perf_counter()
-        return self.spent / max(now - self._began, 1e-9) if self._began else 0.0
+        return (self.spent - self._paused) / max(now - self._began - self._paused, 1e-9) if self._began else 0.0
 
     @property
     def made(self) -> dict[str, int]:
@@ -370,32 +384,24 @@ class Monitor:
     @property
     def skipped(self) -> dict[str, int]:
         """The steps without a probe, by kind."""
-        return {kind: self.t - made for kind, made in self._made.items()}
+        return {kind: self.t - self._first - made for kind, made in self._made.items()}
 
     def facts(self) -> dict[str, Any]:
         """What there is to know of the run beside its rows, as plain data."""
         now = self._ended or time.perf_counter()
-        module = self.model if isinstance(self.model, torch.nn.Module) else None
         return versions() | {
             "began": _iso(self._clock),
             "ended": _iso(self._clock + now - self._began),
             "seconds": now - self._began,
             "budget": self.budget,
             "allowance": self.allowance,
-            "spent": self.spent,
+            "spent": self.spent - self._paused,
             "share": self.share,
             "steps": self.t,
             "made": self.made,
             "skipped": self.skipped,
             "optimizer": optimizer_facts(self.optimizer),
-            "model": None
-            if module is None
-            else {
-                "name": type(getattr(module, "_orig_mod", module)).__name__,
-                "parameters": sum(p.numel() for p in module.parameters()),
-                "training": module.training,
-                "dtype": str(next((p.dtype for p in module.parameters()), "")).removeprefix("torch."),
-            },
+            "model": model_facts(self.model),
             "device": str(next((p.device for _, p in self.probes.params()), "cpu")),
         }
 
@@ -414,7 +420,8 @@ class Monitor:
     def __str__(self) -> str:
         made = ", ".join(f"{n} of kind {kind}" for kind, n in self._made.items())
         return (
-            f"{self.t} steps, measured: {made}; {self.spent:.2f} s, {100 * self.share:.1f} % of the wall clock "
+            f"{self.t} steps, measured: {made}; {self.spent - self._paused:.2f} s, "
+            f"{100 * self.share:.1f} % of the wall clock "
             f"(budget {100 * self.budget:g} %)"
         )
 

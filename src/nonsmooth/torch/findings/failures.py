@@ -50,7 +50,9 @@ def _crashed(record: Record) -> Iterator[Finding]:
     after = "" if steps is None else f" after {steps:.0f} optimiser steps"
     why = "What is said here is of the run before that; its last third is not the end of a training."
     if record.facts.get("interrupted") is True or str(crashed or "").startswith("KeyboardInterrupt"):
-        yield Finding("interrupted", "note", f"The run was interrupted{after}.", f"It ended{after}, by hand.", why)
+        yield Finding(
+            "interrupted", "note", f"The run was interrupted{after}.", f"It ended{after}, by hand or by SIGTERM.", why
+        )
         return
     if crashed:
         told = brief(crashed)
