@@ -31,6 +31,7 @@ LAYERS = {
     "pages": 1,
     "torch.undisturbed": 1,
     "torch.shards": 1,
+    "torch.states": 1,
     "torch.operations": 1,
     "torch.effective": 1,
     "torch.dataflow": 1,

@@ -23,9 +23,10 @@ A sweep has two sections more, of which a function of one's own, `function = "na
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 
 from nonsmooth import objectives, penalties, rules
+from nonsmooth.ledger import short
 from nonsmooth.objectives import Hinge, Logistic
 from nonsmooth.objectives.finite_sum import FiniteSum
 from nonsmooth.sweeps.design import LogUniform, Random, Uniform
@@ -47,6 +49,8 @@ ABSTRACT = {"Constants", "FiniteSum", "Objective", "Penalty", "Rule", "Separable
 LOSSES: dict[str, type[FiniteSum]] = {"Logistic": Logistic, "Hinge": Hinge}
 AXES: dict[str, Callable[..., np.ndarray]] = {"geomspace": np.geomspace, "linspace": np.linspace}
 DRAWN: dict[str, type[Uniform]] = {"uniform": Uniform, "loguniform": LogUniform}
+MOST = 10**8
+"""The entries of a matrix that a config may ask for, 800 MB: a file should not fill the memory of who reads it."""
 SWEEP = ("design", "count", "seed", "width")
 """The settings that [sweep] may name."""
 
@@ -60,7 +64,8 @@ def read_config(path: Path) -> dict[str, Any]:
     >>> read_config(file)
     {'objective': Absolute(dim=1), 'rule': Gradient(lr=[0.1, 1.0])}
     """
-    return _arguments(path, _toml(path))
+    with _said(path):
+        return _arguments(_toml(path))
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
@@ -72,33 +77,45 @@ def read_sweep(path: Path) -> dict[str, Any]:
     >>> read_sweep(file)
     {'function': 'train', 'axes': {'lr': array([0. , 0.5, 1. ])}, 'width': 2}
     """
-    config = _toml(path)
-    settings, axes = config.pop("sweep", {}), config.pop("axes", {})
-    for name, section in (("sweep", settings), ("axes", axes)):
-        if not isinstance(section, dict):
-            raise ValueError(f"{path}: {name} must be a section, [{name}].")
-    strange = set(settings) - set(SWEEP)
-    if strange:
-        raise ValueError(f"{path}: [sweep] has no setting {sorted(strange)[0]!r}; it takes {', '.join(SWEEP)}.")
-    try:
+    with _said(path):
+        config = _toml(path)
+        settings, axes = config.pop("sweep", {}), config.pop("axes", {})
+        for name, section in (("sweep", settings), ("axes", axes)):
+            if not isinstance(section, dict):
+                raise ValueError(f"{name} must be a section, [{name}].")
+        strange = set(settings) - set(SWEEP)
+        if strange:
+            raise ValueError(f"[sweep] has no setting {short(sorted(strange)[0])!r}; it takes {', '.join(SWEEP)}.")
         swept = {"axes": {name: _axis(name, value) for name, value in axes.items()}} | _design(settings)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if "function" in config:
-        function = config.pop("function")
-        if not isinstance(function, str) or config:
-            raise ValueError(f"{path}: function is a name; beside it there are [axes] and [sweep] alone.")
-        return {"function": function} | swept
-    return _arguments(path, config) | swept
+        if "function" in config:
+            function = config.pop("function")
+            if not isinstance(function, str) or config:
+                raise ValueError("function is a name; beside it there are [axes] and [sweep] alone.")
+            return {"function": function} | swept
+        return _arguments(config) | swept
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file, as one sentence that begins with its name."""
+    try:
+        with np.errstate(over="raise", invalid="raise", divide="raise"):
+            yield
+    except MemoryError as error:
+        raise ValueError(f"{path}: asks for more than the memory holds.") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{path}: {short(error, 600)}") from error
 
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not TOML ({error}).") from error
+        raise ValueError(f"cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ValueError(f"is not TOML ({short(error)}).") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply.") from error
 
 
 def _design(settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,24 +145,21 @@ def _axis(name: str, value: Any) -> Any:
     return _field(rules, f"axis {name}", value)
 
 
-def _arguments(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `simulate`."""
     unknown = set(config) - {*PARTS, "run"}
     if unknown:
-        raise ValueError(f"{path}: unknown section {sorted(unknown)[0]!r}; use objective, rule, penalty, run.")
+        raise ValueError(f"unknown section {short(sorted(unknown)[0])!r}; use objective, rule, penalty, run.")
     for needed in ("objective", "rule"):
         if needed not in config:
-            raise ValueError(f"{path}: there is no [{needed}]; name one, as in name = {_names(PARTS[needed])[0]!r}.")
+            raise ValueError(f"there is no [{needed}]; name one, as in name = {_names(PARTS[needed])[0]!r}.")
     run = config.pop("run", {})
     if not isinstance(run, dict):
-        raise ValueError(f"{path}: run must be a section, [run].")
+        raise ValueError("run must be a section, [run].")
     strange = set(run) - set(RUN)
     if strange:
-        raise ValueError(f"{path}: [run] has no setting {sorted(strange)[0]!r}; it takes {', '.join(RUN)}.")
-    try:
-        return {kind: _part(PARTS[kind], kind, table) for kind, table in config.items()} | run
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"[run] has no setting {short(sorted(strange)[0])!r}; it takes {', '.join(RUN)}.")
+    return {kind: _part(PARTS[kind], kind, table) for kind, table in config.items()} | run
 
 
 def _names(module: ModuleType) -> list[str]:
@@ -158,13 +172,18 @@ def _part(module: ModuleType, kind: str, table: Any) -> Any:
         raise ValueError(f"{kind} must be a table with a name, one of {', '.join(_names(module))}.")
     name = table["name"]
     if name not in _names(module):
-        raise ValueError(f"there is no {kind} {name!r}; choose from {', '.join(_names(module))}.")
+        raise ValueError(f"there is no {kind} {short(name)!r}; choose from {', '.join(_names(module))}.")
     part = getattr(module, name)
     fields = {key: _field(module, key, value) for key, value in table.items() if key != "name"}
     try:
-        inspect.signature(part).bind(**fields)
+        bound = inspect.signature(part).bind(**fields)
     except TypeError as error:
         raise ValueError(f"{name}: {error}.") from error
+    bound.apply_defaults()
+    rows = bound.arguments.get("n")
+    columns = bound.arguments.get("p", rows)
+    if inspect.isfunction(part) and isinstance(rows, int) and isinstance(columns, int) and rows * columns > MOST:
+        raise ValueError(f"{name}: more than {MOST:.0e} entries are asked for; take fewer.")
     return part(**fields)
 
 
@@ -181,5 +200,5 @@ def _field(module: ModuleType, key: str, value: Any) -> Any:
                 return AXES[axis](low, high, count)
         raise ValueError(f"{key}: {axis} takes [from, to, count] with a whole count from 1 to a million.")
     if isinstance(value, dict):
-        return _part(module, key, value)
+        return _part(module, short(key), value)
     return value

@@ -40,8 +40,10 @@ __all__ = [
     "at_most",
     "claim",
     "equals",
+    "from_json",
     "read_rows",
     "sentence_verdict",
+    "short",
     "subject",
     "where",
     "write_rows",
@@ -64,6 +66,12 @@ SUBJECTS = ("functions", "networks")
 """What claims are about: functions whose every constant is known, or networks that are trained."""
 
 CONFIDENCE = 0.95
+
+DEEPEST = 50
+"""The levels of lists and objects in what is read: ours have six, and what walks over them recurses."""
+TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
+DIGITS = 300
+"""A whole number of more digits is read as a float, which may be infinite: it can then be compared and drawn."""
 
 
 class Verdict(StrEnum):
@@ -414,10 +422,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: text has other line ends, too
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError as error:
             raise ValueError(
-                f"{path}: line {number} is not JSON ({error}); delete that line, then run the claim again."
+                f"{path}: line {number} is not JSON ({short(error)}); delete that line, then run the claim again."
             ) from error
         if not isinstance(row, dict) or not isinstance(row.get("claim"), str):
             raise ValueError(
@@ -425,6 +433,38 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             )
         rows.append(row)
     return rows
+
+
+def from_json(raw: str | bytes) -> Any:
+    """What a file of a stranger's says in JSON; ValueError for what is none, or is nested deeper than 50 levels.
+
+    >>> from_json(b'{"step": 1}'), from_json("9" * 400)
+    ({'step': 1}, inf)
+    >>> from_json("[" * 10**5 + "]" * 10**5)
+    Traceback (most recent call last):
+    ValueError: it is nested deeper than 50 levels
+    """
+    try:
+        value = json.loads(raw, parse_int=lambda digits: int(digits) if len(digits) <= DIGITS else float(digits))
+    except RecursionError as error:
+        raise ValueError(TOO_DEEP) from error
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        nests = [v for v in level if isinstance(v, (dict, list))]
+        level = [v for nest in nests for v in (nest.values() if isinstance(nest, dict) else nest)]
+    if nests:
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def short(words: object, most: int = 160) -> str:
+    """What a sentence may quote of a stranger's words: one line, 160 characters at most.
+
+    >>> short("a\\nb"), len(short("x" * 1000))
+    ('a b', 160)
+    """
+    said = " ".join(str(words).split())
+    return said if len(said) <= most else said[: most - 1] + "…"
 
 
 def _number(value: float) -> float | None:

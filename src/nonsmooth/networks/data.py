@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Callable
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ SHUFFLE = 20240116
 TEST = 0.25
 """The share kept for testing, where the data do not say which."""
 IDX = {8: np.uint8}
+MOST = 10**9
+"""The bytes of an idx file, unpacked: MNIST's largest has 47 million."""
 CIFAR_ROW = 1 + 3 * 32 * 32
 
 
@@ -92,16 +94,18 @@ def _found(folder: Path, stem: str) -> Path | None:
 
 def _idx(path: Path) -> np.ndarray:
     """An array of bytes in the idx format: 0, 0, type, axes, each length as four bytes, then the entries."""
-    opened: Callable[[Path], bytes] = lambda p: gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes()  # noqa: E731
     try:
-        raw = opened(path)
-        if raw[:2] != b"\0\0" or raw[2] not in IDX:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(MOST + 1)
+        if len(raw) > MOST:
+            raise ValueError(f"it holds more than {MOST:.0e} bytes")
+        if raw[:2] != b"\0\0" or raw[2] not in IDX or raw[3] not in (1, 3):
             raise ValueError("it does not begin as an idx file of bytes")
         lengths = np.frombuffer(raw[4 : 4 + 4 * raw[3]], ">u4").astype(int)
         entries = np.frombuffer(raw[4 + 4 * raw[3] :], IDX[raw[2]])
         if len(lengths) != raw[3] or entries.size != lengths.prod():
             raise ValueError(f"it holds {entries.size} entries, not {lengths.prod()}")
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise ValueError(f"load: {path} cannot be read ({error}).") from error
     return entries.reshape(lengths)
 

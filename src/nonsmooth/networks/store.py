@@ -10,12 +10,15 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from nonsmooth.ledger import from_json
 from nonsmooth.networks.setting import Setting
 from nonsmooth.progress import heed_stop
 
 __all__ = ["STORE", "Store", "runs_of"]
 
 Row = dict[str, Any]
+WHOLE = {"setting", "steps", "diverged", "losses", "loss", "accuracy", "found"}
+"""What a row has at least."""
 Tell = Callable[[int, int], None]
 
 
@@ -106,9 +109,9 @@ def _read(path: Path) -> dict[str, Row]:
     rows = {}
     for line in lines:
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:
             continue  # cut off
-        if isinstance(row, dict) and isinstance(row.get("key"), str):
+        if isinstance(row, dict) and isinstance(row.get("key"), str) and row.keys() >= WHOLE:
             rows[row["key"]] = row
     return rows

@@ -12,7 +12,7 @@ __all__ = ["align", "interval", "percent", "prose", "readable", "setting", "show
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 FIGURE_SPACE, POINT_SPACE, THIN, FIXED = "\u2007", "\u2008", "\u2009", "\u00a0"
 KEPT = re.compile(r"(?<=[≤≥=±]) (?=[\d−])|(?<=\d) (?=%)")
-SCIENTIFIC = re.compile(r"(?<![\w.])([-−]?)(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.]*\w)")
+SCIENTIFIC = re.compile(r"(?<![\w.])([-−]?)([0-9]++(?:\.[0-9]++)?+)[eE]([+-]?[0-9]{1,4}+)(?![\w.]*\w)")
 
 
 def power(exponent: int) -> str:

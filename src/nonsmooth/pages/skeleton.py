@@ -77,7 +77,7 @@ def write_whole(target: Path, text: str, otherwise: str) -> Path:
     """
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="replace")  # half a surrogate pair, which JSON can hold
         os.replace(beside, target)
     except OSError as error:
         raise ValueError(f"{target}: cannot be written ({error.strerror}); {otherwise}.") from error

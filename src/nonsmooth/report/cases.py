@@ -72,6 +72,8 @@ def relation_of(row: Mapping[str, Any]) -> Relation | None:
         tolerance = float(size or 0) / (100 if per_cent else 1)
     except ValueError:
         return None
+    if not 0 <= tolerance < math.inf:
+        return None
     stated = bool(size) and not per_cent
     for absolute in (stated, not stated):
         candidate = Relation(kind, tolerance, absolute)  # type: ignore[arg-type]

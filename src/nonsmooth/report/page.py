@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nonsmooth.ledger import ABSTRACT, SUBJECTS, Verdict, read_rows, sentence_verdict, subject
+from nonsmooth.ledger import ABSTRACT, SUBJECTS, Verdict, from_json, read_rows, sentence_verdict, short, subject
 
 try:
     from nonsmooth.claims.texts import TEXTS, Text
@@ -86,10 +85,12 @@ def _plots(out: Path, claim: str) -> list[dict[str, Any]] | None:
     try:
         if not path.is_file():
             return None
-        plots = json.loads(path.read_text(encoding="utf-8"))
+        plots = from_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: is not a file of figures ({error}); run the claim again.") from error
-    check_plots(plots, str(path))
+        raise ValueError(
+            f"{short(path, 300)}: is not a file of figures ({short(error)}); run the claim again."
+        ) from error
+    check_plots(plots, short(path, 300))
     return plots
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from nonsmooth.ledger import ABSTRACT, Verdict
+from nonsmooth.ledger import ABSTRACT, Verdict, short
 from nonsmooth.pages.figures import is_number
 
 __all__ = ["check_rows"]
@@ -74,7 +74,7 @@ def _check_cases(row: dict[str, Any], name: str) -> None:
     if not all(is_number(value) for column in columns for value in row[column]):
         _fail(name, "has a measured, noise or predicted that is neither a finite number nor null")
     if not all(
-        isinstance(m, dict) and isinstance(m.get("what"), str) and isinstance(m.get("verdict"), str)
+        isinstance(m, dict) and isinstance(m.get("what"), str) and m.get("verdict") in list(Verdict)
         for m in row["mutants"]
     ):
         _fail(name, "has a mutant without 'what' and 'verdict'")
@@ -83,4 +83,4 @@ def _check_cases(row: dict[str, Any], name: str) -> None:
 
 
 def _fail(name: str, fault: str) -> NoReturn:
-    raise ValueError(f"{name} {fault}; run the claim again.")
+    raise ValueError(f"{short(name)} {short(fault)}; run the claim again.")

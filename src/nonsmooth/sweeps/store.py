@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nonsmooth.ledger import from_json
 from nonsmooth.sweeps.definition import Definition
 from nonsmooth.sweeps.design import Table
 from nonsmooth.sweeps.shards import Result
@@ -73,7 +74,7 @@ class Store:
     def marked(self) -> Iterator[int]:
         """The shards that have a marker."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.marker(COORDS).parent) as entries:
-            yield from (int(entry.name) for entry in entries if entry.name.isdigit())
+            yield from (int(entry.name) for entry in entries if entry.name.isdecimal())
 
     def missing(self, shards: int) -> Iterator[int]:
         """The shards without a marker, each looked for when its turn comes, in an order of this process's own.
@@ -86,18 +87,22 @@ class Store:
         stride = next(k for k in iter(lambda: chance.randrange(1, shards + 1), None) if math.gcd(k, shards) == 1)
         return (s for i in range(shards) if not self.finished(s := (first + i * stride) % shards))
 
-    def damage(self, shard: int | str) -> str | None:
-        """A sentence about the first file of a marked shard that is not as it was written."""
+    def damage(self, shard: int | str, only: str = "") -> str | None:
+        """A sentence about the first file of a marked shard, of those named `only`, that is not as it was written."""
         marker = self.marker(shard)
         try:
-            sums = json.loads(marker.read_bytes())
-            if not (isinstance(sums, dict) and sums):
+            sums = from_json(marker.read_bytes())
+            strange = lambda name: ".." in name or name.startswith("/") or not name.isprintable()  # noqa: E731
+            inside = isinstance(sums, dict) and not any(map(strange, sums))
+            if not (inside and sums):
                 raise ValueError
-        except (ValueError, RecursionError):
-            return f"{marker}: is damaged."
         except FileNotFoundError:
             return f"{marker}: is missing."
+        except (OSError, ValueError):
+            return f"{marker}: is damaged."
         for name, checksum in sums.items():
+            if not name.endswith(only):
+                continue
             path = self.group / name
             try:
                 if zlib.crc32(path.read_bytes()) != checksum:
@@ -217,8 +222,8 @@ def stored(folder: Path) -> dict[str, dict[str, Any]]:
     """
     found = {}
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(ValueError, OSError, RecursionError):
-            summary = json.loads(path.read_bytes())
+        with contextlib.suppress(ValueError, OSError):
+            summary = from_json(path.read_bytes())
             if (
                 isinstance(summary, dict)
                 and summary.get("key") == path.stem

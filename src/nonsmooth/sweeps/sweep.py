@@ -14,6 +14,7 @@ from typing import Any
 
 import xarray as xr
 
+from nonsmooth.ledger import short
 from nonsmooth.measures import Measure
 from nonsmooth.objectives import Objective
 from nonsmooth.penalties import Penalty
@@ -21,7 +22,7 @@ from nonsmooth.rules import Rule
 from nonsmooth.sweeps.definition import Definition, of_a_function, of_simulations
 from nonsmooth.sweeps.design import Design
 from nonsmooth.sweeps.executors import finish
-from nonsmooth.sweeps.store import LATEST, Store, stored
+from nonsmooth.sweeps.store import COORDS, LATEST, Store, stored
 
 __all__ = ["open_sweep", "sweep"]
 
@@ -127,7 +128,7 @@ def open_sweep(path: str | Path, key: str | None = None, *, verify: bool = False
     there = stored(folder)
     if not there:
         raise ValueError(f"{folder}: holds no sweep.")
-    said = ", ".join(f"{name} ({summary.get('runs')} runs)" for name, summary in there.items())
+    said = ", ".join(f"{name} ({short(summary.get('runs'), 20)} runs)" for name, summary in there.items())
     if key is None:
         with contextlib.suppress(OSError):
             key = (folder / LATEST).read_text(encoding="ascii", errors="replace")
@@ -143,9 +144,11 @@ def open_sweep(path: str | Path, key: str | None = None, *, verify: bool = False
 
 def _read(store: Store) -> xr.Dataset:
     try:
+        if damage := store.damage(COORDS, only="zarr.json"):
+            raise ValueError(damage.rstrip("."))
         dataset = store.open()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{store.group}: cannot be read ({error}); sweep again: that mends it.") from error
+    except Exception as error:  # whatever Zarr and Xarray raise for what is not theirs
+        raise ValueError(f"{store.group}: cannot be read ({short(error, 600)}); sweep again: that mends it.") from error
     return dataset.assign_attrs(others=[key for key in stored(store.folder) if key != store.key])
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,12 @@ import torch
 from torch.optim import Optimizer
 
 from nonsmooth import penalties as known
-from nonsmooth.hyperparameters import Hyperparameters
+from nonsmooth.ledger import short
 from nonsmooth.penalties import Penalty
 from nonsmooth.torch.effective import Table, _Registered, own_step, table_of
 from nonsmooth.torch.kernels import prox_, step_and_prox_
 from nonsmooth.torch.shards import is_shard, whole
+from nonsmooth.torch.states import check_entry, check_penalty, count, numbers, part, strength
 
 __all__ = ["LambdaLam", "Proximal", "weights"]
 
@@ -177,20 +177,37 @@ class Proximal(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; a state without penalties (of the bare optimiser) keeps those that are set.
 
-        Raises ValueError, with nothing changed, for a state that names a penalty which is not known here, and TypeError
-        for one that needs one step for all coordinates where the optimiser has one for each.
+        Raises ValueError, with nothing changed, for what is no state of such an optimiser, as where it names a penalty
+        that is not known here, and TypeError for one that needs one step for all coordinates where the optimiser has
+        one for each.
         """
         if isinstance(self.optimizer, Proximal):  # a wrapper that took on our class, as Lightning's does
             self.optimizer.load_state_dict(state_dict)
             return
-        for group in state_dict["param_groups"]:
-            for entry in group.get("proximal", ()):
-                self._suits(self._kind(entry["penalty"]["name"]))
-        kept = [group.get("proximal", []) for group in self.param_groups]
-        super().load_state_dict(state_dict)
-        for group, mine in zip(self.param_groups, kept, strict=True):
-            group.setdefault("proximal", mine)
-        self._settle()
+        part("Proximal", state_dict, "param_groups")
+        before, classes = (self.param_groups, self.state), dict(self.classes)
+        try:
+            super().load_state_dict(state_dict)
+            for group, mine in zip(self.param_groups, before[0], strict=True):
+                group.setdefault("proximal", mine.get("proximal", []))
+                for entry in group["proximal"]:
+                    self._check(group, entry)
+            self._settle()
+        except BaseException as error:
+            (self.param_groups, self.state), self.classes = before, classes
+            if not isinstance(error, Exception) or str(error).startswith("Proximal:"):
+                raise
+            raise ValueError(f"Proximal: this is no state of it ({type(error).__name__}: {short(error)}).") from error
+
+    def _check(self, group: dict[str, Any], entry: Any) -> None:
+        """Believe nothing of an entry that was loaded."""
+        check_entry(entry, len(group["params"]))
+        if entry["lam"] is not None:
+            entry["lam"] = strength("Proximal", entry["lam"])
+        self._suits(self._kind(entry["penalty"]["name"]))
+        penalty = self._penalty(entry)
+        check_penalty(penalty, [group["params"][i] for i in entry["params"]])
+        replace(penalty)  # which checks each field
 
     def add_param_group(self, param_group: dict[str, Any], penalty: Penalty | None = None) -> None:
         """Add a group, as torch does, all of it under `penalty` where one is given; all or nothing."""
@@ -220,7 +237,7 @@ class Proximal(Optimizer):
         Raises ValueError for a λ that is negative or not finite, where there is no such penalty with a λ, and while a
         refit is on.
         """
-        lam = _strength("set_lam", lam)
+        lam = strength("set_lam", lam)
         chosen = [e for _, e in self.entries() if e["lam"] is not None and which in (None, e["which"])]
         if not chosen:
             there = sorted({e["which"] for _, e in self.entries() if e["lam"] is not None})
@@ -346,7 +363,7 @@ class Proximal(Optimizer):
 
     def _add(self, penalty: Penalty, params: list[torch.Tensor], taken: set[int]) -> None:
         self._suits(type(penalty))
-        _check(penalty, params)
+        check_penalty(penalty, params)
         if self.compile and any(is_shard(p) for p in params):
             raise ValueError("Proximal: compile=True does not go with sharded parameters (DTensor); leave it out.")
         if self.classes.get(type(penalty).__name__, type(penalty)) is not type(penalty):
@@ -389,20 +406,12 @@ class Proximal(Optimizer):
     def _kind(self, name: str) -> type[Penalty]:
         kind = self.classes.get(name) or (getattr(known, name) if name in known.__all__ else None)
         if kind is None:
-            raise ValueError(f"Proximal: the state names a penalty {name!r} that is not known here.")
+            raise ValueError(f"Proximal: the state names a penalty {short(name)!r} that is not known here.")
         self.classes[name] = kind
         return kind
 
 
 OWN = ("optimizer", "compile", "classes")
-
-
-def _strength(who: str, lam: Any) -> float:
-    if isinstance(lam, (np.generic, np.ndarray, torch.Tensor)) and lam.ndim == 0:
-        lam = lam.item()
-    if isinstance(lam, bool) or not (isinstance(lam, (int, float)) and 0 <= lam < float("inf")):
-        raise ValueError(f"{who}: lam must be a finite number, 0 or above, not {lam!r}.")
-    return float(lam)
 
 
 def _as_pairs(penalty: Any, params: Any) -> list[tuple[Penalty, Any]]:
@@ -427,29 +436,6 @@ def _as_list(params: Any) -> list[torch.Tensor]:
     if not found:
         raise ValueError("Proximal: params is empty; name at least one parameter.")
     return found
-
-
-def _check(penalty: Penalty, params: list[torch.Tensor]) -> None:
-    name = type(penalty).__name__
-    derived = vars(penalty).keys() - {f.name for f in fields(penalty)}
-    derived = {d for d in derived if not isinstance(getattr(type(penalty), d, None), functools.cached_property)}
-    if derived:
-        raise ValueError(f"Proximal: {name} keeps {sorted(derived)[0]}, which is no field of it; make it a property.")
-    for f in fields(penalty):
-        value = getattr(penalty, f.name)
-        if isinstance(value, Hyperparameters) or hasattr(value, "dims"):
-            raise ValueError(f"Proximal: {name}.{f.name} must be a plain number here, not {value!r}.")
-        if f.name != "weights" and isinstance(value, np.ndarray):
-            raise ValueError(f"Proximal: {name}.{f.name} must be one number here, not a list of {value.size}.")
-    for p in params:
-        if p.is_complex():
-            raise ValueError("Proximal: a complex parameter has no proximal map here; penalise its real view.")
-        if getattr(p, "_fsdp_flattened", False):
-            raise ValueError("Proximal: FullyShardedDataParallel flattens parameters; shard with fully_shard instead.")
-        if p.layout != torch.strided:
-            raise ValueError(f"Proximal: a parameter of layout {p.layout} has no proximal map here; make it dense.")
-        with torch.no_grad():
-            penalty.prox(torch.zeros(p.shape, dtype=torch.float32, device=p.device), 1.0)
 
 
 class LambdaLam:
@@ -483,9 +469,10 @@ class LambdaLam:
         self.t += 1
         entries = [entry for _, entry in self.optimizer.entries()]
         self.first += [entry["lam"] for entry in entries[len(self.first) :]]
-        for first, entry in zip(self.first, entries, strict=True):
-            if first is not None:
-                entry.get("off", entry)["lam"] = _strength("LambdaLam", first * self.factor(self.t))
+        moved = [lam if lam is None else strength("LambdaLam", lam * self.factor(self.t)) for lam in self.first]
+        for lam, entry in zip(moved, entries, strict=True):
+            if lam is not None:
+                entry.get("off", entry)["lam"] = lam
 
     def get_last_lam(self) -> list[float]:
         return [entry["lam"] for _, entry in self.optimizer.entries()]
@@ -494,5 +481,14 @@ class LambdaLam:
         return {"t": self.t, "first": list(self.first)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.t, self.first = state_dict["t"] - 1, list(state_dict["first"])
-        self.step()
+        """Raises ValueError, with nothing changed, for what `state_dict` did not return."""
+        t, first = count("LambdaLam", state_dict, "t"), numbers("LambdaLam", state_dict, "first", 0.0, 1e300)
+        if [v is None for v in first] != [entry["lam"] is None for _, entry in self.optimizer.entries()][: len(first)]:
+            raise ValueError("LambdaLam: the state is of other penalties than are here.")
+        before = self.t, self.first
+        self.t, self.first = t - 1, first
+        try:
+            self.step()
+        except BaseException:
+            self.t, self.first = before
+            raise

@@ -15,9 +15,11 @@ from typing import Any, Literal
 
 import torch
 
+from nonsmooth.ledger import short
 from nonsmooth.penalties import GroupLasso, Penalty, SparseGroupLasso
 from nonsmooth.torch.proximal import Proximal
 from nonsmooth.torch.shards import counts, crossing, local, summed, whole
+from nonsmooth.torch.states import count, numbers, strength
 
 __all__ = ["Density", "DensityRow", "LamPath", "Refit", "TargetSparsity", "density", "lam_path", "refit"]
 
@@ -291,10 +293,17 @@ class TargetSparsity:
         return {"t": self.t, "average": list(self.average), "fastest": list(self.fastest)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if len(state_dict["average"]) != len(self.average):
-            there, here = len(state_dict["average"]), len(self.average)
-            raise ValueError(f"TargetSparsity: the state is of {there} controlled densities, and here are {here}.")
-        self.t, self.average, self.fastest = state_dict["t"], list(state_dict["average"]), list(state_dict["fastest"])
+        """Raises ValueError, with nothing changed, for what `state_dict` did not return."""
+        who = "TargetSparsity"
+        t, average = count(who, state_dict, "t"), numbers(who, state_dict, "average", 0.0, 1.0)
+        fastest = [rate or 0.0 for rate in numbers(who, state_dict, "fastest", 0.0, 1e300)]
+        for there in (len(average), len(fastest)):
+            if there != len(self.average):
+                here = len(self.average)
+                raise ValueError(f"{who}: the state is of {there} controlled densities, and here are {here}.")
+        if any(mean is not None and mean < 1e-30 for mean in average):
+            raise ValueError(f"{who}: average of the state must be a list of numbers above 0, up to 1.")
+        self.t, self.average, self.fastest = t, average, fastest
 
 
 @dataclass(frozen=True)
@@ -337,7 +346,7 @@ def lam_path(
     for k, lam in enumerate(lams):
         file = Path(folder) / f"{k:03d}.pt" if folder is not None else None
         if file is not None and file.exists():
-            done = torch.load(file, weights_only=True)
+            done = _kept(file)
             if done["row"]["lam"] != lam:
                 raise ValueError(
                     f"lam_path: {file} is of λ = {done['row']['lam']:g}, not {lam:g}; name another folder."
@@ -358,6 +367,18 @@ def lam_path(
     if best is not None:
         states = [s if not any(_beats(b, a, best) for b in rows) else None for a, s in zip(rows, states, strict=True)]
     return LamPath(tuple(rows), tuple(states))
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """The row and the state of a λ that is done; nothing of the file is run."""
+    try:
+        done = torch.load(file, weights_only=True)
+        strength("lam_path", done["row"]["lam"])
+        return {"row": dict(done["row"]), "state": done["state"]}
+    except Exception as error:  # torch raises many kinds for a file that is cut off or not its own
+        raise ValueError(
+            f"lam_path: {file} is not whole ({short(error)}); delete it, and its λ is made anew."
+        ) from error
 
 
 def _beats(b: dict[str, Any], a: dict[str, Any], best: str) -> bool:
@@ -398,8 +419,8 @@ class Refit:
         """Take the masks off, and set the penalty to what it was."""
         self._hook.remove()
         for _, entry in self.optimizer.entries():
-            for name, strength in entry.pop("off", {}).items():
-                (entry if name == "lam" else entry["penalty"])[name] = strength
+            for name, kept in entry.pop("off", {}).items():
+                (entry if name == "lam" else entry["penalty"])[name] = kept
 
     def __enter__(self) -> Refit:
         return self

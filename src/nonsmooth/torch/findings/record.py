@@ -173,7 +173,7 @@ class Record:
     @property
     def descent(self) -> bool:
         """SGD with one learning rate: its steps and its sharpness are in the units of the loss itself."""
-        return self.optimizer == "SGD" and len({group.get("lr") for group in self.groups}) <= 1
+        return self.optimizer == "SGD" and len({finite(group, "lr") for group in self.groups}) <= 1
 
     @property
     def plain(self) -> bool:

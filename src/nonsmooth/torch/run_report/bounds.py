@@ -80,4 +80,4 @@ def _known(kind: str, known: Sequence[tuple[int, float]], measured: Sequence[dic
 
 def _value(row: dict[str, Any], ell: float) -> float:
     loss, predicted, length = (number(row.get(key)) for key in ("loss", "predicted", "length"))
-    return loss + predicted + ell / 2 * length**2
+    return loss + predicted + ell / 2 * length * length

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nonsmooth.ledger import from_json, short
 from nonsmooth.pages.numbers import setting
 
 __all__ = ["Run", "check_facts", "check_rows", "number", "read_run", "text"]
@@ -68,9 +68,9 @@ def read_run(folder: str | Path) -> Run:
     facts: Any = {}
     if facts_at.exists():
         try:
-            facts = json.loads(_read(facts_at))
+            facts = from_json(_read(facts_at))
         except ValueError as error:
-            raise ValueError(f"{facts_at}: is not JSON ({error}); watch the run again.") from error
+            raise ValueError(f"{facts_at}: is not JSON ({short(error)}); watch the run again.") from error
         check_facts(facts, str(facts_at))
     else:
         remarks.append("There is no run.json: the run was stopped before its facts were written.")
@@ -103,11 +103,11 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line.decode("utf-8")))
+            rows.append(from_json(line.decode("utf-8")))
         except ValueError as error:
             if i == len(lines):
                 return check_rows(rows, str(path)), True
-            raise ValueError(f"{path}: line {i} is not JSON ({error}); watch the run again.") from error
+            raise ValueError(f"{path}: line {i} is not JSON ({short(error)}); watch the run again.") from error
     return check_rows(rows, str(path)), False
 
 
@@ -129,7 +129,7 @@ def check_rows(rows: Sequence[Any], name: str) -> list[dict[str, Any]]:
         else:
             maps = ("kink_share_by_layer", "flips_by_layer", "weights" if row["kind"] == "trace" else "")
             wrong = [key for key in maps if not isinstance(row.get(key) or {}, dict)]
-            selection = row.get("selection") or []
+            selection = [] if row.get("selection") is None else row["selection"]
             if not isinstance(selection, list) or not all(isinstance(s, list) and len(s) == 3 for s in selection):
                 wrong.append("selection")
             fault = f"{wrong[0]!r} of the wrong kind" if wrong else ""
