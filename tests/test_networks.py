@@ -217,6 +217,15 @@ def test_a_damaged_file_is_one_sentence(mnist, name, damage, says):
         load(str(mnist))
 
 
+def test_files_without_samples_are_named(mnist):
+    for name, shape in (("images-idx3", (0, 28, 28)), ("labels-idx1", (0,))):
+        for path in mnist.glob(f"t10k-{name}*"):
+            path.unlink()
+        (mnist / f"t10k-{name}-ubyte").write_bytes(idx(np.zeros(shape)))
+    with pytest.raises(ValueError, match="holds no samples to train on, or none to test on"):
+        load(str(mnist))
+
+
 def test_a_folder_without_data(tmp_path):
     with pytest.raises(ValueError, match="holds neither MNIST's four idx files"):
         load(str(tmp_path))

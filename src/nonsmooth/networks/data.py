@@ -79,7 +79,7 @@ def _folder(folder: Path) -> Data:
         return _shuffled(str(folder), x, y, *parts[-1])
     idx = [_found(folder, f"{part}-{what}") for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
     if all(idx):
-        images, labels, images_test, labels_test = (_idx(path) for path in idx if path)
+        images, labels, images_test, labels_test = (_idx(path, n) for path, n in zip(idx, (3, 1, 3, 1)) if path)
         return _shuffled(str(folder), images[:, None] / 255, labels, images_test[:, None] / 255, labels_test)
     raise ValueError(
         f"load: {folder} holds neither MNIST's four idx files (train-images-idx3-ubyte, …) nor CIFAR-10's binary "
@@ -92,15 +92,15 @@ def _found(folder: Path, stem: str) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _idx(path: Path) -> np.ndarray:
+def _idx(path: Path, axes: int) -> np.ndarray:
     """An array of bytes in the idx format: 0, 0, type, axes, each length as four bytes, then the entries."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = file.read(MOST + 1)
         if len(raw) > MOST:
             raise ValueError(f"it holds more than {MOST:.0e} bytes")
-        if raw[:2] != b"\0\0" or raw[2] not in IDX or raw[3] not in (1, 3):
-            raise ValueError("it does not begin as an idx file of bytes")
+        if raw[:2] != b"\0\0" or raw[2] not in IDX or raw[3] != axes:
+            raise ValueError(f"it does not begin as an idx file of bytes with {axes} axes")
         lengths = np.frombuffer(raw[4 : 4 + 4 * raw[3]], ">u4").astype(int)
         entries = np.frombuffer(raw[4 + 4 * raw[3] :], IDX[raw[2]])
         if len(lengths) != raw[3] or entries.size != lengths.prod():
@@ -132,5 +132,7 @@ def _split(name: str, x: np.ndarray, y: np.ndarray) -> Data:
 def _shuffled(name: str, x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> Data:
     if len(x) != len(y) or len(x_test) != len(y_test):
         raise ValueError(f"load: {name} has {len(x)} and {len(x_test)} samples, but {len(y)} and {len(y_test)} labels.")
+    if not (len(x) and len(x_test)):
+        raise ValueError(f"load: {name} holds no samples to train on, or none to test on.")
     order = np.random.default_rng(SHUFFLE).permutation(len(x))
     return Data(name, x[order], y[order].astype(int), x_test, y_test.astype(int), int(max(y.max(), y_test.max())) + 1)
