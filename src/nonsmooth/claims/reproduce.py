@@ -99,7 +99,7 @@ def reproduce(
     if data is not None:
         load(data)
     earlier = kept_rows(out)
-    store = Store(out / "networks.jsonl", watch)
+    store = Store(out / "networks.jsonl", watch).__enter__()
     staged = _staging(out)
     rows: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
@@ -139,6 +139,7 @@ def reproduce(
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
+        store.__exit__()
         shutil.rmtree(staged, ignore_errors=True)
     if failed:
         raise ExperimentError("; ".join(failed))

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import as_completed
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Store:
         self.rows: dict[str, Row] = {}
         self.made = self.asked = 0
         self._turn = threading.Lock()
+        self._pool: Any = None
+        self._kept = False
         if path is not None and path.exists():
             self.rows = _read(path)
 
@@ -52,20 +55,38 @@ class Store:
         return [self.rows[s.key] for s in settings]
 
     def _make(self, settings: list[Setting]) -> None:
-        from joblib import Parallel, delayed
-
         self.asked += len(settings)
         self.tell(self.made, self.asked)
-        workers = Parallel(
-            min(os.cpu_count() or 1, len(settings)), return_as="generator_unordered", inner_max_num_threads=1,
-            backend="loky", batch_size=1, pre_dispatch="2*n_jobs",
-        )  # fmt: skip
-        for row in workers(delayed(_made)(s.to_dict()) for s in settings):
-            heed_stop()
-            self.rows[row["key"]] = row
-            self._append(row)
-            self.made += 1
-            self.tell(self.made, self.asked)
+        pool = self._pool = self._pool or _processes()
+        try:
+            running = [pool.submit(_made, s.to_dict()) for s in settings]
+            for done in as_completed(running):
+                heed_stop()
+                row = done.result()
+                self.rows[row["key"]] = row
+                self._append(row)
+                self.made += 1
+                self.tell(self.made, self.asked)
+        except BaseException:
+            self.close()
+            raise
+        if not self._kept:
+            self.close()
+
+    def __enter__(self) -> Store:
+        """Keep the processes between batches."""
+        self._kept = True
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._kept = False
+        self.close()
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, kill_workers=True)
 
     def _append(self, row: Row) -> None:
         if self.path is None:
@@ -89,6 +110,13 @@ def runs_of(settings: Sequence[Setting]) -> list[Row]:
     []
     """
     return (STORE.get() or Store()).run(settings)
+
+
+def _processes() -> Any:
+    """Processes of this machine, a thread each, that wait for work as long as they are wanted."""
+    from joblib.externals.loky.process_executor import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(os.cpu_count() or 1, timeout=None, env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
 
 
 def _made(plain: dict[str, Any]) -> Row:
