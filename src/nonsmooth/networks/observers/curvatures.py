@@ -13,6 +13,7 @@ from nonsmooth.torch.curvature import Sharpness, sharpness
 from nonsmooth.torch.probes import Probes
 from nonsmooth.torch.stability import Stability, stability
 from nonsmooth.torch.steps import measure_step
+from nonsmooth.torch.steps.evaluation import kept, put
 
 if TYPE_CHECKING:
     from nonsmooth.networks.training import Run
@@ -103,14 +104,9 @@ class PathSplits(Columns):
 
     def after(self) -> None:
         after = [p.detach().clone() for p in self.run.params]
-        with torch.no_grad():
-            for p, value in zip(self.run.params, self.held, strict=True):
-                p.data.copy_(value)
-        try:
+        with kept(self.run.params, after):
+            put(self.run.params, self.held)
             step = measure_step(self.run.loss, self.run.model, after, path=True)
-        finally:
-            for p, value in zip(self.run.params, after, strict=True):
-                p.data.copy_(value)
         assert step.path is not None
         path = {"smooth": step.path.smooth, "kink": step.path.kink, "share": step.path.share, "error": step.path.error}
         self.add(self.run.t - 1, **path)
