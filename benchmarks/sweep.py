@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ import numpy as np
 import nonsmooth as ns
 from nonsmooth.objectives import random_least_squares
 from nonsmooth.penalties import L1
+from nonsmooth.processes import Processes
 from nonsmooth.rules import Gradient
-from nonsmooth.sweeps.definition import Definition, of_simulations
+from nonsmooth.sweeps.definition import of_simulations
 from nonsmooth.sweeps.store import Store
 from nonsmooth.sweeps.sweep import OPTIONS
 
@@ -59,10 +62,11 @@ def family(pid: int) -> Iterator[int]:
             yield from family(int(child))
 
 
-def peaks() -> list[int]:
-    """Peak resident memory in MiB of this process and of each that it started."""
-    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in family(os.getpid())]
-    return [int(status.partition("VmHWM:")[2].split()[0]) // 1024 for status in statuses]
+def peaks() -> tuple[int, int]:
+    """Peak resident memory in MiB of this process and of the largest that it started and that has ended."""
+    whose = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    own, children = (resource.getrusage(who).ru_maxrss // 1024 for who in whose)
+    return own, children
 
 
 def runs(counts: list[int]) -> None:
@@ -78,7 +82,7 @@ def one(count: int) -> None:
         began = time.perf_counter()
         swept(Path(folder), count)
         seconds = time.perf_counter() - began
-        parent, *children = peaks()
+        parent, largest = peaks()
         began = time.perf_counter()
         dataset = ns.open_sweep(folder)
         total, done = dataset.sizes["run"], int(dataset.finished.sum())
@@ -86,7 +90,7 @@ def one(count: int) -> None:
         read = time.perf_counter() - began
         bytes_, files = size(Path(folder))
         print(
-            f"| {total:,} | {seconds:.1f} | {parent} MiB | {max(children, default=0)} MiB | {bytes_ / 1e6:.1f} MB, "
+            f"| {total:,} | {seconds:.1f} | {parent} MiB | {largest} MiB | {bytes_ / 1e6:.1f} MB, "
             f"{bytes_ / total:.0f} B a run | {files} | {read:.2f} s |",
             flush=True,
         )
@@ -150,62 +154,75 @@ def kills(count: int, seed: int = 0, shards: int = 40) -> None:
 
 # --- the cost of a shard -------------------------------------------------------------------------------------------
 
+FEW, MANY, WIDTH = 40, 160, 2048
+"""Shards of the two sweeps whose difference is the cost of a shard, and the runs in each."""
+GIVEN = {"x0": 0.0, "penalty_by": "autograd", "batch_size": None, "record": ("l1_norm", "value"), "f_star": None}
+SHORT = {"steps": 200, "tail": 10, "every": 1}
+
 
 def cpu() -> float:
-    """Seconds of processor that this process and those that it started have taken."""
+    """Seconds of processor that this process and those that it started have taken, those that ended with them."""
     stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family(os.getpid())]
-    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+    return sum(sum(map(int, stat[11:15])) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
-def bare(definition: Definition) -> float:
-    """Seconds of processor that a shard's computation takes in this process, once it is compiled."""
+def axes(shards: int) -> dict[str, Any]:
+    return {"rule": Gradient(np.geomspace(1e-4, 1e-1, shards)), "penalty": L1(np.geomspace(1e-2, 1e2, WIDTH))}
+
+
+def bare(seconds: float = 8.0) -> float:
+    """Seconds of processor of a shard's computation alone, once it is compiled."""
+    given = {name: (GIVEN | SHORT)[name] for name in OPTIONS}
+    definition = of_simulations({"objective": PROBLEM, **axes(MANY)}, {}, None, given, "grid", WIDTH)
     definition.compute(0)
-    began = time.process_time()
-    for shard in range(20):
-        definition.compute(shard)
-    return (time.process_time() - began) / 20
+    until, began, done = time.perf_counter() + seconds, time.process_time(), 0
+    while time.perf_counter() < until:
+        definition.compute(done % MANY)
+        done += 1
+    return (time.process_time() - began) / done
 
 
-def overhead(shards: int = 60) -> None:
-    """What a shard costs beyond the bare computation, warm: the second sweep of each executor counts.
+def overhead(repeats: int = 5) -> None:
+    """What a shard costs beyond its bare computation, in seconds of processor of all processes together.
 
-    In seconds of processor, of all processes together, which do not depend on what else the machine does; the wall
-    clock stands beside them.
+    A shard's cost is the slope between two sweeps of few and of many shards, so that what starts and compiles is not
+    in it; the bare computation is timed in as many processes of the same kind at once, which share the caches alike.
     """
     from distributed import Client, LocalCluster
 
-    rates, lams = np.geomspace(1e-4, 1e-1, shards), np.geomspace(1e-2, 1e2, 2048)
-    options = {"steps": 200, "tail": 10}
+    print(f"{joblib.cpu_count()} cores, {MANY - FEW} shards of {WIDTH} runs × {SHORT['steps']} steps more\n")
+    print("Medians (least – largest).\n\n| executor | bare | a shard | overhead |\n|---|---|---|---|")
 
-    def sweep(folder: str, executor: Any, x0: float) -> tuple[float, float]:
-        began = cpu(), time.perf_counter()
-        ns.sweep(folder, PROBLEM, Gradient(rates), penalty=L1(lams), width=2048, executor=executor, x0=x0, **options)
-        return (cpu() - began[0]) / shards, (time.perf_counter() - began[1]) / shards
-
-    given = {"x0": 0.0, "penalty_by": "autograd", "batch_size": None, "record": ("l1_norm", "value"), "f_star": None}
-    given = {name: (given | options | {"every": 1})[name] for name in OPTIONS}
-    definition = of_simulations(
-        {"objective": PROBLEM, "rule": Gradient(rates), "penalty": L1(lams)}, {}, None, given, "grid", 2048
-    )
-
-    print(f"{joblib.cpu_count()} cores, {shards} shards of 2048 runs × 200 steps\n")
-    print("| executor | bare | a shard | overhead | wall clock a shard |\n|---|---|---|---|---|")
-
-    def show(name: str, executor: Any) -> None:
+    def sweep(executor: Any, shards: int) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            sweep(folder, executor, 1.0)
-            alone = bare(definition) if isinstance(executor, int) else executor.submit(bare, definition).result()
-            cost, wall = sweep(folder, executor, 0.5)
-        figures = (1e3 * figure for figure in (alone, cost, cost - alone, wall))
-        print(f"| {name} | {' | '.join(f'{figure:.0f} ms' for figure in figures)} |", flush=True)
+            began = cpu()
+            ns.sweep(folder, PROBLEM, **axes(shards), width=WIDTH, executor=executor, **SHORT)
+            return cpu() - began
 
-    show("this process", 1)
+    def spread(some: list[float]) -> str:
+        return f"{1e3 * statistics.median(some):.0f} ms ({1e3 * min(some):.0f} – {1e3 * max(some):.0f})"
+
+    def show(name: str, executor: Any, alone: Callable[[], list[float]]) -> None:
+        sweep(executor, 4)
+        bares, costs = [], []
+        for _ in range(repeats):
+            bares.append(statistics.mean(alone()))
+            few, many = sweep(executor, FEW), sweep(executor, MANY)
+            costs.append((many - few) / (MANY - FEW))
+        over = [cost - least for cost, least in zip(costs, bares, strict=True)]
+        print(f"| {name} | {1e3 * statistics.median(bares):.0f} ms | {spread(costs)} | {spread(over)} |", flush=True)
+
+    def at_once(count: int) -> list[float]:
+        with Processes(count) as processes:
+            return list(processes.each(bare, [8.0] * count))
+
+    show("this process", 1, lambda: [bare()])
     for workers in (2, 4):
-        show(f"{workers} processes", workers)
+        show(f"{workers} processes", workers, lambda workers=workers: at_once(workers))
     for workers in (2, 4):
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         with cluster, Client(cluster) as client:
-            show(f"LocalCluster of {workers}", client)
+            show(f"LocalCluster of {workers}", client, lambda client=client: list(client.run(bare).values()))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ LAYERS = {
     "ledger": 0,
     "axes": 1,
     "measures": 1,
+    "processes": 1,
     "progress": 1,
     "simulation": 1,
     "": 1,  # the package itself, which hands on `simulate`

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from nonsmooth.ledger import from_json
 from nonsmooth.networks.setting import Setting
+from nonsmooth.processes import Processes, WorkerDiedError
 from nonsmooth.progress import heed_stop
 
 __all__ = ["STORE", "Store", "runs_of"]
@@ -30,7 +29,7 @@ class Store:
     passed over; the file only grows. `tell(made, asked)` is called as runs end. One batch runs at a time, on all
     cores, a thread each.
 
-    Raises ValueError, in one sentence, where the file cannot be read or written.
+    Raises ValueError, in one sentence, where the file cannot be read or written, or a process was killed.
 
     >>> Store(None).rows
     {}
@@ -41,7 +40,7 @@ class Store:
         self.rows: dict[str, Row] = {}
         self.made = self.asked = 0
         self._turn = threading.Lock()
-        self._pool: Any = None
+        self._processes: Processes | None = None
         self._kept = False
         if path is not None and path.exists():
             self.rows = _read(path)
@@ -57,16 +56,17 @@ class Store:
     def _make(self, settings: list[Setting]) -> None:
         self.asked += len(settings)
         self.tell(self.made, self.asked)
-        pool = self._pool = self._pool or _processes()
+        processes = self._processes = self._processes or Processes()
         try:
-            running = [pool.submit(_made, s.to_dict()) for s in settings]
-            for done in as_completed(running):
+            for row in processes.each(_made, (s.to_dict() for s in settings)):
                 heed_stop()
-                row = done.result()
                 self.rows[row["key"]] = row
                 self._append(row)
                 self.made += 1
                 self.tell(self.made, self.asked)
+        except WorkerDiedError as death:
+            self.close()
+            raise ValueError(f"networks: {death}; the runs made so far are kept: run again.") from death
         except BaseException:
             self.close()
             raise
@@ -84,9 +84,9 @@ class Store:
 
     def close(self) -> None:
         """End the processes, whatever they do."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, kill_workers=True)
+        processes, self._processes = self._processes, None
+        if processes is not None:
+            processes.close()
 
     def _append(self, row: Row) -> None:
         if self.path is None:
@@ -110,13 +110,6 @@ def runs_of(settings: Sequence[Setting]) -> list[Row]:
     []
     """
     return (STORE.get() or Store()).run(settings)
-
-
-def _processes() -> Any:
-    """Processes of this machine, a thread each, that wait for work as long as they are wanted."""
-    from joblib.externals.loky.process_executor import ProcessPoolExecutor
-
-    return ProcessPoolExecutor(os.cpu_count() or 1, timeout=None, env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
 
 
 def _made(plain: dict[str, Any]) -> Row:

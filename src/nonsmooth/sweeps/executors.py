@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+from nonsmooth.processes import Processes, WorkerDiedError
 from nonsmooth.sweeps.definition import Definition
 from nonsmooth.sweeps.store import Store
 
-__all__ = ["WorkerDiedError", "finish"]
+__all__ = ["finish"]
 
 TRIES = 3
 """How often in a row workers may die before a shard more is finished."""
@@ -21,10 +20,6 @@ CONNECT = "20s"
 """How long a Dask scheduler may take to answer."""
 
 Executor = Callable[[Callable[[int], int], Iterator[int]], Generator[int]]
-
-
-class WorkerDiedError(Exception):
-    """A worker went away with its shard."""
 
 
 def finish(store: Store, definition: Definition, executor: Any, tell: Callable[[int], None]) -> None:
@@ -98,24 +93,9 @@ def _here(work: Callable[[int], int], shards: Iterator[int]) -> Generator[int]:
 
 
 def _processes(count: int, work: Callable[[int], int], shards: Iterator[int]) -> Generator[int]:
-    """Processes of this machine, one thread each; they are new ones, and do not inherit JAX."""
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import BrokenProcessPool
-
-    workers = Parallel(
-        count, return_as="generator_unordered", inner_max_num_threads=1, backend="loky", batch_size=1,
-        pre_dispatch="2*n_jobs",
-    )  # fmt: skip
-    try:
-        yield from workers(delayed(_single_threaded)(work, shard) for shard in shards)
-    except BrokenProcessPool as error:
-        raise WorkerDiedError("a process of this machine was killed, as happens when memory runs out") from error
-
-
-def _single_threaded(work: Callable[[int], int], shard: int) -> int:
-    if "jax" not in sys.modules:
-        os.environ["NPROC"] = "1"  # the size of XLA's pool of threads
-    return work(shard)
+    """Processes of this machine; they are new ones, and do not inherit JAX."""
+    with Processes(count) as processes:
+        yield from processes.each(work, shards)
 
 
 def _dask(address: Any, work: Callable[[int], int], shards: Iterator[int]) -> Generator[int]:
