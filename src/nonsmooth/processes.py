@@ -79,7 +79,7 @@ class Processes:
 
 
 def _handed_over(futures: set[Future[Any]]) -> None:
-    """Wait until each is in the queue that processes take from: loky's thread stumbles over others when it is closed."""
+    """Wait until each is in the queue that processes take from: when it is closed loky stumbles over others."""
     until = time.monotonic() + HAND_OVER
     while time.monotonic() < until and not all(future.running() or future.done() for future in futures):
         time.sleep(1e-3)
