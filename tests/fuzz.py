@@ -654,17 +654,149 @@ def proximal() -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A state with its tensors as lists, to compare."""
+    """A state with its tensors as their precision, shape and bits, to compare."""
+    import torch
+
     if isinstance(value, dict):
         return {key: plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, torch.Tensor):
+        bits = value.detach().contiguous().reshape(-1).view(torch.uint8)
+        return value.dtype, tuple(value.shape), bits.tolist()
+    return value
 
 
 def state_case(state: Callable[[], Any], rng: random.Random) -> Any:
     made = mutated(state(), rng)
     return expanded(made)
+
+
+INNERS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1},
+    "SGD momentum": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    "SGD dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "foreach": True},
+    "SGD fused": {"lr": 0.1, "momentum": 0.9, "fused": True},
+    "Adam": {"weight_decay": 0.1},
+    "Adam amsgrad": {"amsgrad": True, "maximize": True, "foreach": False},
+    "Adam fused": {"amsgrad": True, "fused": True},
+    "Adam capturable": {"capturable": True},
+    "AdamW": {"foreach": True},
+    "NAdam": {"decoupled_weight_decay": True},
+    "RAdam": {"foreach": True},
+    "Adamax": {},
+    "Adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.5},
+    "Adagrad fused": {"fused": True},
+    "RMSprop": {},
+    "RMSprop centered": {"centered": True, "momentum": 0.9},
+    "Adadelta": {"foreach": True},
+    "ASGD": {"lambd": 0.1, "t0": 1},
+}
+"""Each of torch's optimisers that Proximal takes, with the options that change what it keeps."""
+
+
+def points(dtype: Any = None) -> list[Any]:
+    """A matrix, a vector, one number without and one with a dimension, nothing, and one that is frozen."""
+    import torch
+
+    made = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in ((3, 2), (4,), (), (1,), (0, 2), (2,))]
+    made[-1].requires_grad_(False)
+    return made
+
+
+def inner(name: str, dtype: Any = None) -> Any:
+    """A torch optimiser of two groups, without a step."""
+    import torch
+
+    made = points(dtype)
+    groups = [{"params": made[:2]}, {"params": made[2:], "lr": 0.2}]
+    return getattr(torch.optim, name.split()[0])(groups, **INNERS[name])
+
+
+def wrapped(name: str, dtype: Any = None) -> Any:
+    from nonsmooth.penalties import L1, GroupLasso
+    from nonsmooth.torch import Proximal
+
+    optimizer = inner(name, dtype)
+    matrix, *others = (p for group in optimizer.param_groups for p in group["params"])
+    fits = GroupLasso(0.1) if name[:3] in ("SGD", "ASG") else L1(0.2)
+    return Proximal(optimizer, [(fits, [matrix]), (L1(0.1), others[:2])])
+
+
+def stepped(optimizer: Any, times: int = 1) -> Any:
+    """After steps along a gradient of ones; torch refuses capturable ones on a CPU, so those are set off for them."""
+    import torch
+
+    kept = [group.get("capturable") for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = False
+        for p in group["params"]:
+            p.grad = torch.ones_like(p) if p.requires_grad else None
+    for _ in range(times):
+        optimizer.step(*((lambda: 1.0,) if hasattr(optimizer, "rule") else ()))
+    for group, capturable in zip(optimizer.param_groups, kept, strict=True):
+        group |= {} if capturable is None else {"capturable": capturable}
+    return optimizer
+
+
+def tensors(value: Any, rng: random.Random) -> Any:
+    """Another tensor, or what stands for one: of other shape, precision, layout or size, or of strange numbers."""
+    import torch
+
+    changes: tuple[Callable[[Any], Any], ...] = (
+        lambda t: t.reshape(-1)[:-1], lambda t: t[None], lambda t: t.reshape(-1), lambda t: t.sum(), torch.zeros_like,
+        lambda t: t.mT if t.ndim > 1 else t[:, None] if t.ndim else t[None, None], lambda t: t.new_empty(0),
+        lambda t: t * float("nan"), lambda t: t * float("-inf"), lambda t: -t, lambda t: t * 1e30, lambda t: t.long(),
+        lambda t: t.bool(), lambda t: t.half(), lambda t: t.double(), lambda t: t + 0j, lambda t: t.to_sparse(),
+        lambda t: t.float().requires_grad_(), lambda t: t.tolist(), lambda t: t.to("meta"), lambda t: t.numpy(),
+        lambda t: t.sum().expand(10**12), lambda t: t.sum().expand(3, 2), lambda t: torch.full_like(t, 7, dtype=None),
+        lambda t: t.sum()[None], lambda t: t.reshape(-1).tolist()[0] if t.numel() else 0, lambda t: torch.ones(4, 3, 2),
+    )  # fmt: skip
+    with contextlib.suppress(TypeError, RuntimeError, IndexError):
+        return rng.choice(changes)(value.detach())
+    return value
+
+
+def opened(value: Any) -> Any:
+    """With lists for tuples, whose places can be changed."""
+    if isinstance(value, dict):
+        return {key: opened(v) for key, v in value.items()}
+    return [opened(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def closed(value: Any) -> Any:
+    """With tuples for lists again."""
+    if isinstance(value, dict):
+        return {key: closed(v) if key in ("betas", "memory") else value[key] for key, v in value.items()}
+    return tuple(closed(v) for v in value) if isinstance(value, list) else value
+
+
+def memory_case(names: list[str], build: Callable[[str], Any], rng: random.Random) -> Any:
+    """The name of an optimiser, how many steps it has made, and a state in which numbers and tensors are changed."""
+    name = rng.choice(names)
+    made = opened(stepped(build(name), rng.choice((0, 1, 3))).state_dict())
+    if rng.random() < 0.15:
+        made = opened(stepped(build(rng.choice(names))).state_dict())
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        there = [(here, key) for here, key in places(made) if hasattr(here[key], "detach")]
+        if there:
+            here, key = rng.choice(there)
+            here[key] = tensors(here[key], rng)
+    inside = rng.choice(("state", "param_groups", "", "none"))
+    if inside in made:
+        made[inside] = mutated(made[inside], rng)
+    elif not inside:
+        made = mutated(made, rng)
+    made = expanded(made)
+    if rng.random() < 0.7 and isinstance(made, dict):
+        for part in ("state", "param_groups"):
+            kept = made.get(part)
+            entries = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, list) else ()
+            for entry in entries:
+                if isinstance(entry, dict):
+                    entry |= closed(entry)
+    return name, rng.randrange(2), made
 
 
 def expanded(value: Any) -> Any:
@@ -688,7 +820,9 @@ def load_into(made: Any, state: Any, whole: Callable[[], Any] | None = None, nam
     taken = [False]
 
     def load() -> None:
-        made.load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of a complex number that it takes for a real one
+            made.load_state_dict(state)
         taken[0] = True
 
     answered(load, named)
@@ -697,10 +831,85 @@ def load_into(made: Any, state: Any, whole: Callable[[], Any] | None = None, nam
     return taken[0]
 
 
+def held(made: Any) -> Any:
+    """All that a load may change."""
+    params = [p for group in made.param_groups for p in group["params"]]
+    numbers = [{k: v for k, v in group.items() if k != "params"} for group in made.param_groups]
+    places = {id(p): i for i, p in enumerate(params)}
+    inside = [(places.get(id(p), p), state) for p, state in made.state.items()]
+    return made.state_dict(), params, numbers, inside, sorted(getattr(made, "classes", ()))
+
+
+def steps_on(made: Any) -> None:
+    """What was taken can be stepped from, to finite numbers or not, and saved."""
+    with in_time(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stepped(made, 2)
+        made.state_dict()
+
+
 def load_proximal(state: Any) -> None:
     made = proximal()
-    if load_into(made, state, named="Proximal: "):
+    if load_into(made, state, lambda: held(made), "Proximal: "):
         answered(lambda: (made.penalty_value(), made.state_dict(), list(made.penalised())))
+        steps_on(made)
+
+
+def load_memory(build: Callable[[str], Any], named: str, case: tuple[str, int, Any]) -> None:
+    name, steps, state = case
+    made = stepped(build(name), steps)
+    if load_into(made, state, lambda: held(made), named):
+        steps_on(made)
+
+
+@functools.cache
+def rules() -> dict[str, Any]:
+    import nonsmooth.rules as known
+
+    schedules = known.Cosine(0.1, steps=100), known.InverseSqrt(0.1)
+    made = [
+        known.Gradient(0.1), known.HeavyBall(0.1), known.Nesterov(0.1), known.Adam(), known.AdamW(), known.NAdam(),
+        known.RAdam(), known.Adamax(), known.Adagrad(), known.RMSProp(centered=True), known.Adadelta(), known.ASGD(),
+        known.RDA(0.5), known.LinearisedBregman(0.1), known.FISTA(0.1, restart=False), known.Averaging(known.Adam()),
+        known.Polyak(0.0), *(known.Gradient(schedule) for schedule in schedules),
+    ]  # fmt: skip
+    return {f"{type(rule).__name__} {i}": rule for i, rule in enumerate(made)}
+
+
+def from_rule(name: str) -> Any:
+    from nonsmooth.penalties import L1, ElasticNet
+    from nonsmooth.torch import FromRule
+
+    rule = rules()[name]
+    if rule.needs_value:
+        return FromRule(points()[:1], rule, L1(0.1))
+    first, second, *_ = points()
+    return FromRule([{"params": [first]}, {"params": [second], "penalty": ElasticNet(0.1, 0.2)}], rule, L1(0.1))
+
+
+def pruning() -> Any:
+    from nonsmooth.torch import MagnitudePruning
+
+    made = MagnitudePruning(points()[:3], 0.5, begin=2, end=6, every=2)
+    made.step()
+    made.step()
+    return made
+
+
+def pruning_case(rng: random.Random) -> Any:
+    state = pruning().state_dict()
+    if rng.random() < 0.5:
+        at = rng.randrange(3)
+        state["keep"][at] = tensors(state["keep"][at], rng)
+    return expanded(mutated(state, rng) if rng.random() < 0.7 else state)
+
+
+def load_pruning(state: Any) -> None:
+    made = pruning()
+    if load_into(made, state, lambda: (made.state_dict(), made.params), "MagnitudePruning: "):
+        for _ in range(3):
+            made.step()
+        assert 0 <= made.density <= 1
 
 
 def controller() -> Any:
@@ -765,6 +974,15 @@ READERS: dict[str, Case] = {
     "open-sweep": (sweep_case, open_a_sweep),
     "sweep-again": (sweep_case, sweep_again),
     "proximal": (functools.partial(state_case, lambda: proximal().state_dict()), load_proximal),
+    "inner": (
+        lambda rng: memory_case(list(INNERS), wrapped, rng),
+        functools.partial(load_memory, wrapped, "Proximal: "),
+    ),
+    "from-rule": (
+        lambda rng: memory_case(list(rules()), from_rule, rng),
+        functools.partial(load_memory, from_rule, "FromRule: "),
+    ),
+    "pruning": (pruning_case, load_pruning),
     "sparsity": (functools.partial(state_case, lambda: controller().state_dict()), load_sparsity),
     "schedule": (functools.partial(state_case, lambda: schedule().state_dict()), load_schedule),
     "lam-path": (path_case, read_a_path),

@@ -34,6 +34,7 @@ LAYERS = {
     "torch.shards": 1,
     "torch.states": 1,
     "torch.operations": 1,
+    "torch.aftermath": 1,
     "torch.effective": 1,
     "torch.dataflow": 1,
     "torch.semistructured": 1,

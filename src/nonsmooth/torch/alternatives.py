@@ -18,9 +18,11 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from nonsmooth.hyperparameters import Hyperparameters, kinds
+from nonsmooth.ledger import short
 from nonsmooth.penalties import Penalty
 from nonsmooth.rules import FISTA, NormalisedSubgradient, Polyak, Rule
 from nonsmooth.torch.proximal import weights
+from nonsmooth.torch.states import count, finite, or_restored, part, strength
 
 __all__ = ["FromRule", "MagnitudePruning", "penalised", "remove_spred", "spred"]
 
@@ -102,12 +104,42 @@ class FromRule(Optimizer):
                     penalty.prox(torch.zeros_like(p), 1.0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; raises ValueError where the state is of another rule or penalty."""
-        for mine, other in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            for what in ("rule", "penalty"):
-                if other.get(what) != mine[what]:
-                    raise ValueError(f"FromRule: the state is of {what} {other.get(what)}, and here is {mine[what]}.")
-        super().load_state_dict(state_dict)
+        """As torch's; raises ValueError, with nothing changed, for what is no state of this rule and penalty."""
+        part("FromRule", state_dict, "param_groups")
+        before = self.param_groups
+        with or_restored("FromRule", self):
+            super().load_state_dict(state_dict)
+            for mine, group, penalty in zip(before, self.param_groups, self.penalties, strict=True):
+                for what in ("rule", "penalty"):
+                    if (other := part("FromRule", group, what)) != mine[what]:
+                        raise ValueError(f"FromRule: the state is of {what} {short(other)}, and here is {mine[what]}.")
+                self._check_numbers(group, penalty)
+                for p in group["params"]:
+                    if p in self.state:
+                        self._check_memory(p, group)
+
+    def _check_numbers(self, group: dict[str, Any], penalty: Penalty | None) -> None:
+        """Believe nothing of a group that was loaded; a scheduler may have taken lr to 0, or by rounding below it."""
+        held = {name: part("FromRule", group, name) for name in _numbers(self.rule)}
+        for name, value in held.items():
+            if not finite(value):
+                raise ValueError(f"FromRule: {name} of the state must be a finite number, not {short(repr(value))}.")
+        if "lr" in held:
+            held["lr"] = abs(float(held["lr"])) or 1.0
+        replace(self.rule, **held)
+        if (lam := part("FromRule", group, "lam")) is not None and penalty is not None:
+            if not hasattr(penalty, "lam"):
+                raise ValueError(f"FromRule: the state has a lam, and {type(penalty).__name__} has none.")
+            group["lam"] = strength("FromRule", lam)
+
+    def _check_memory(self, p: torch.Tensor, group: dict[str, Any]) -> None:
+        """The memory must be made as the one at the start is, and the schedules must reach its step."""
+        state = self.state[p]
+        t, memory = count("FromRule", state, "step"), part("FromRule", state, "memory")
+        if not _made_alike(memory, self._rule(group, t + 1).init(p.detach().reshape(-1))):
+            raise ValueError(
+                f"FromRule: the state's memory of a parameter of shape {tuple(p.shape)} is none of {group['rule']}."
+            )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -177,6 +209,15 @@ def _need_numbers(record: Hyperparameters) -> None:
             _need_numbers(value)
         elif kind is not None and not kind.is_array and not isinstance(value, (int, float, type(None))):
             raise ValueError(f"{who} must be one number here, not a list of {value.size}.")
+
+
+def _made_alike(memory: Any, other: Any) -> bool:
+    """Whether both are tensors of one shape, or as many parts that are made alike."""
+    if isinstance(other, torch.Tensor):
+        return isinstance(memory, torch.Tensor) and memory.shape == other.shape and memory.layout == other.layout
+    if not isinstance(memory, (tuple, list)) or len(memory) != len(other):
+        return False
+    return all(map(_made_alike, memory, other))
 
 
 def _whole(rule: Any) -> str:
@@ -398,7 +439,14 @@ class MagnitudePruning:
         return {"t": self.t, "keep": [keep.clone() for keep in self.keep]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if [k.shape for k in state_dict["keep"]] != [k.shape for k in self.keep]:
-            raise ValueError("MagnitudePruning: the state is of parameters of other shapes.")
-        self.t = state_dict["t"]
-        self.keep = [k.to(p.device).clone() for k, p in zip(state_dict["keep"], self.params, strict=True)]
+        """Raises ValueError, with nothing changed, for what `state_dict` did not return."""
+        who = "MagnitudePruning"
+        t, keep = count(who, state_dict, "t"), part(who, state_dict, "keep")
+        if not isinstance(keep, (list, tuple)) or not all(
+            isinstance(k, torch.Tensor) and (k.dtype, k.layout, k.is_meta) == (torch.bool, torch.strided, False)
+            for k in keep
+        ):
+            raise ValueError(f"{who}: keep of the state must be a list of tensors of bools.")
+        if [k.shape for k in keep] != [k.shape for k in self.keep]:
+            raise ValueError(f"{who}: the state is of parameters of other shapes.")
+        self.t, self.keep = t, [k.to(p.device).clone() for k, p in zip(keep, self.params, strict=True)]

@@ -148,8 +148,9 @@ class Audit:
     def _spent(self, seconds: float) -> None:
         """What listening, probes included, took since the step before: what no probe has counted is added."""
         if self.monitor is not None:
-            self.monitor.spent += max(0.0, seconds - (self.monitor.spent - self._counted_so_far))
-            self._counted_so_far = self.monitor.spent
+            own = self.monitor.spent - self.monitor.slowed
+            self.monitor.spent += max(0.0, seconds - (own - self._counted_so_far))
+            self._counted_so_far = self.monitor.spent - self.monitor.slowed
 
     def _number(self, optimizer: Optimizer) -> int:
         for i, ref in enumerate(self._optimizers):
@@ -212,6 +213,7 @@ class Audit:
             if self._same > 1
             else f"the script's own batch at step {monitor.t + 1}{words}",
             sum(float(loss.sum()) for loss in heard.losses[-count:]) if heard.losses else None,
+            self.capture.listened,
         )
         look = monitor.wants is not None or monitor.t < LOOKS
         self._left = {id(p): p._version for _, p in monitor.probes.params()} if look else {}

@@ -257,6 +257,11 @@ class Capture:
                 tape.same(outputs, scaled)
         return scaled
 
+    @property
+    def listened(self) -> float:
+        """Seconds that it has taken since the last step."""
+        return self._seconds
+
     def _compile(self, own: Callable[..., Any], model: Any = None, *args: Any, **kwargs: Any) -> Any:
         """A compiled function is called as a module is, with nothing of ours on within it."""
         if model is None:

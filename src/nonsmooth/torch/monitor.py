@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from nonsmooth.torch.aftermath import Aftermath
 from nonsmooth.torch.facts import model_facts, open_rows, optimizer_facts, plain, versions, write_facts, write_row
 from nonsmooth.torch.findings import Finding, findings
 from nonsmooth.torch.l1_audit import Chatter, reach_of
@@ -71,9 +72,9 @@ class Monitor:
     probes are the same on all ranks, `active_by_layer` and `selection` in them those of the first rank's data.
 
     A probe that fails leaves a row with the reason, and the run goes on; after three in a row it is not tried again.
-    `rows`, `spent` (seconds), `skipped` (steps not measured, by kind) and `str()` tell what was done; `findings` say it
-    in words, and `report` writes a page. Raises TypeError or ValueError, in one sentence, for an argument that cannot
-    be.
+    `rows`, `spent` (seconds; `slowed` of them by what steps after a probe take longer than others), `skipped` (steps
+    not measured, by kind) and `str()` tell what was done; `findings` say it in words, and `report` writes a page.
+    Raises TypeError or ValueError, in one sentence, for an argument that cannot be.
 
     >>> w = torch.nn.Parameter(torch.tensor([0.25]))
     >>> optimizer = torch.optim.SGD([w], lr=0.5)
@@ -125,6 +126,7 @@ class Monitor:
         self.idle = 0
         self._before: list[torch.Tensor] | None = None
         self._stride, self._windows, self._broke = 1, 0, False
+        self._aftermath, self._left, self._at, self.slowed = Aftermath(), 0.0, 0, 0.0
         self.chatter: Chatter | None = None
         self._room = {"trace": True, "chatter": True}
         self._hooks: list[Any] = []
@@ -194,19 +196,29 @@ class Monitor:
         if self.wants == "step":
             began = time.perf_counter()
             self._before = [p.detach().clone() for _, p in self.probes.params()]
-            self.spend("step", began)
+            self._left += self.spend("step", began)
 
     def after(
-        self, closure: Callable[[], torch.Tensor] | None = None, data: str | None = None, loss: Any = None
+        self,
+        closure: Callable[[], torch.Tensor] | None = None,
+        data: str | None = None,
+        loss: Any = None,
+        listened: float = 0.0,
     ) -> None:
         """To be called after a step: with the closure and the data of this step, where they are others each time.
 
-        loss: what the script called backward on, for the trace.
+        loss: what the script called backward on, for the trace. listened: seconds since the last call that were the
+        caller's own.
         """
         if self.idle:
             return self.skip(1)
-        called, counted = time.perf_counter(), self.spent
+        called = time.perf_counter()
         self.t += 1
+        if self._left:
+            slowed = self._aftermath.step(max(0.0, called - self._left - listened), self.t - self._at)
+            self.slowed += slowed
+            self.spent += slowed
+        counted = self.spent
         if closure is not None:
             self.closure = closure
         if data is not None:
@@ -219,10 +231,12 @@ class Monitor:
             self._probe(kind)
             self._before = None
             self._cost[kind] = self.spend(kind, began)
+            self._aftermath.probed()
             if kind == "step" and not self._made["stability"]:  # its first has no last to tell what it will cost
                 self._cost["stability"] = FIRST * self._cost[kind]
         self._plan()
-        self.spent = max(self.spent, counted + time.perf_counter() - called)
+        self._left, self._at = time.perf_counter(), self.t
+        self.spent = max(self.spent, counted + self._left - called)
 
     def _plan(self) -> None:
         """What the next step has, by this clock or the first rank's: ranks that differed would wait for each other."""
@@ -271,7 +285,12 @@ class Monitor:
 
     def _nap(self) -> int:
         """How many of the coming steps need not be looked at."""
-        if self.wants is not None or self.chatter_open or self._elapsed() > SHORT * (self.t - self._first):
+        if (
+            self.wants is not None
+            or self.chatter_open
+            or self._aftermath.open
+            or self._elapsed() > SHORT * (self.t - self._first)
+        ):
             return 0
         to_trace = self._stride - 1 - self.t % self._stride
         to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else NAP

@@ -23,7 +23,7 @@ from nonsmooth.penalties import Penalty
 from nonsmooth.torch.effective import Table, _Registered, own_step, table_of
 from nonsmooth.torch.kernels import prox_, step_and_prox_
 from nonsmooth.torch.shards import is_shard, whole
-from nonsmooth.torch.states import check_entry, check_penalty, count, numbers, part, strength
+from nonsmooth.torch.states import check_entry, check_memory, check_penalty, count, numbers, or_restored, part, strength
 
 __all__ = ["LambdaLam", "Proximal", "weights"]
 
@@ -185,19 +185,16 @@ class Proximal(Optimizer):
             self.optimizer.load_state_dict(state_dict)
             return
         part("Proximal", state_dict, "param_groups")
-        before, classes = (self.param_groups, self.state), dict(self.classes)
-        try:
+        before = self.param_groups
+        with or_restored("Proximal", self):
             super().load_state_dict(state_dict)
-            for group, mine in zip(self.param_groups, before[0], strict=True):
+            for group, mine in zip(self.param_groups, before, strict=True):
                 group.setdefault("proximal", mine.get("proximal", []))
                 for entry in group["proximal"]:
                     self._check(group, entry)
             self._settle()
-        except BaseException as error:
-            (self.param_groups, self.state), self.classes = before, classes
-            if not isinstance(error, Exception) or str(error).startswith("Proximal:"):
-                raise
-            raise ValueError(f"Proximal: this is no state of it ({type(error).__name__}: {short(error)}).") from error
+            if not isinstance(table_of(self.optimizer).read, _Registered):
+                check_memory(self.optimizer, lambda o, params: own_step(Proximal)(Proximal(o, known.L1(0.0), params)))
 
     def _check(self, group: dict[str, Any], entry: Any) -> None:
         """Believe nothing of an entry that was loaded."""

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from nonsmooth.hyperparameters import Hyperparameters
 from nonsmooth.ledger import short
 from nonsmooth.penalties import Penalty
 
-__all__ = ["check_entry", "check_penalty", "count", "numbers", "part", "strength"]
+__all__ = [
+    "check_entry",
+    "check_memory",
+    "check_penalty",
+    "count",
+    "finite",
+    "numbers",
+    "or_restored",
+    "part",
+    "strength",
+]
 
 OFF = {"lam", "ridge", "group_lam"}
 """The strengths that a refit keeps."""
+
+CLOCKS = {"step", "eta", "mu", "mu_product"}
+"""What torch's optimisers keep as one number of a parameter; all else is of the parameter's shape."""
 
 
 def _shown(value: Any) -> str:
@@ -131,3 +150,148 @@ def check_penalty(penalty: Penalty, params: list[torch.Tensor]) -> None:
             raise ValueError(f"Proximal: a parameter of layout {p.layout} has no proximal map here; make it dense.")
         with torch.no_grad():
             penalty.prox(torch.zeros(p.shape, dtype=torch.float32, device=p.device), 1.0)
+
+
+# --- the wrapped optimiser's own ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def or_restored(who: str, optimizer: Optimizer) -> Iterator[None]:
+    """Groups, state and known classes as they were, and ValueError in one sentence, where what is done here raises.
+
+    >>> with or_restored("FromRule", torch.optim.SGD([torch.zeros(1)])):
+    ...     raise KeyError("step")
+    Traceback (most recent call last):
+    ValueError: FromRule: this is no state of it (KeyError: 'step').
+    """
+    before = {name: getattr(optimizer, name) for name in ("param_groups", "state")}
+    if hasattr(optimizer, "classes"):
+        before["classes"] = dict(optimizer.classes)
+    try:
+        yield
+    except BaseException as error:
+        for name, value in before.items():
+            setattr(optimizer, name, value)
+        if not isinstance(error, Exception) or str(error).startswith(f"{who}:"):
+            raise
+        raise ValueError(f"{who}: this is no state of it ({type(error).__name__}: {short(error)}).") from error
+
+
+def finite(value: Any) -> bool:
+    """Whether it is a number, or a tensor of one, that a float holds and that is neither NaN nor infinite.
+
+    >>> finite(1), finite(torch.tensor([0.1])), finite(10**400), finite("1")
+    (True, True, False, False)
+    """
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    return isinstance(value, Real) and bool(-(2.0**1023) < value < 2.0**1023)  # type: ignore[operator]
+
+
+def check_memory(optimizer: Optimizer, step: Callable[[Optimizer, list[torch.Tensor]], Any]) -> None:
+    """Raises ValueError unless torch's optimiser can step from its groups and state, and no number of a group is NaN.
+
+    What torch needs of them torch knows best: `step` is called with a stand-in of the optimiser, and its real
+    parameters. It has the groups and the numbers of the state, but on the CPU, and two numbers or so for each
+    parameter and for each tensor of a parameter's shape; so what has another shape does not fit.
+
+    >>> w = torch.nn.Parameter(torch.zeros(3))
+    >>> adam = torch.optim.Adam([w])
+    >>> adam.state[w] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(2)}
+    >>> check_memory(adam, lambda made, params: made.step())
+    Traceback (most recent call last):
+    ValueError: Proximal: exp_avg_sq of parameter 0 of the state is of shape (2,), and the parameter of shape (3,).
+    """
+    for k, group in enumerate(optimizer.param_groups):
+        for name in optimizer.defaults.keys() & group.keys():
+            value = group[name]
+            if any(_is_nan(v) for v in (value if isinstance(value, (list, tuple)) else (value,))):
+                raise ValueError(f"Proximal: {name} of group {k} of the state must be a number, not nan.")
+    if any(p.device.type == "meta" for group in optimizer.param_groups for p in group["params"]):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = _stand_in(optimizer)
+            step(made, [p for group in made.param_groups for p in group["params"] if not p.is_complex()])
+    except Exception as error:
+        raise ValueError(f"Proximal: {_fault(optimizer, error)}.") from error
+
+
+def _is_nan(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isnan(value).any())
+    return isinstance(value, (float, np.floating)) and math.isnan(value)
+
+
+def _stand_in(optimizer: Optimizer) -> Optimizer:
+    made = object.__new__(type(optimizer))
+    made.__dict__.update({k: v for k, v in vars(optimizer).items() if k not in ("found_inf", "grad_scale")})
+    made.state, made.param_groups = type(optimizer.state)(dict), []
+    for group in optimizer.param_groups:
+        held = {k: _on_cpu(v) for k, v in group.items() if k != "proximal"} | {"params": []}
+        if group.get("capturable") or any(p.device.type != "cpu" for p in group["params"]):
+            held |= {"capturable": False, "fused": None, "foreach": None}  # these ask for the device
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            taken = {d for v in state.values() if isinstance(v, torch.Tensor) and v.shape != p.shape for d in v.shape}
+            size = p.shape if p.numel() == 1 else (next(n for n in itertools.count(2) if n not in taken),)
+            z = torch.zeros(size, dtype=p.dtype, device="cpu")
+            if p.requires_grad or state:  # what is frozen need not have a state
+                z.grad = torch.zeros_like(z)
+            if state:
+                made.state[z] = {name: _alike(value, p, z) for name, value in state.items()}
+            held["params"].append(z)
+        made.param_groups.append(held)
+    return made
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_cpu(v) for v in value)
+    return value.to("cpu") if isinstance(value, torch.Tensor) else value
+
+
+def _alike(value: Any, p: torch.Tensor, z: torch.Tensor) -> Any:
+    """A part of the state of p, for z."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    fits = value.shape == p.shape and value.layout in (p.layout, torch.strided)
+    if fits and (p.numel() != 1 or hasattr(value, "to_local")):
+        return torch.ones(z.shape, dtype=value.dtype, device="cpu")
+    value = value.to_local() if hasattr(value, "to_local") else value
+    return value.detach().to("cpu", copy=True)
+
+
+def _fault(optimizer: Optimizer, error: Exception) -> str:
+    """What of groups and state a step most likely failed at."""
+    for k, group in enumerate(optimizer.param_groups):
+        for name, default in optimizer.defaults.items():
+            if name not in group:
+                return f"group {k} of the state has no {name!r}"
+            if wanted := _wanted(group[name], default):
+                return f"{name} of group {k} of the state must be {wanted}, not {_shown(group[name])}"
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, p in enumerate(params):
+        for name, value in optimizer.state.get(p, {}).items():
+            what, shape = f"{short(name)} of parameter {i} of the state", tuple(getattr(value, "shape", (0,)))
+            if name in CLOCKS and not finite(value):
+                return f"{what} must be one finite number"
+            if isinstance(value, torch.Tensor) and name not in CLOCKS and shape != tuple(p.shape):
+                return f"{what} is of shape {shape}, and the parameter of shape {tuple(p.shape)}"
+            if isinstance(value, torch.Tensor) and value.layout not in (p.layout, torch.strided):
+                return f"{what} is of layout {value.layout}, and the parameter of layout {p.layout}"
+    kind = type(optimizer).__name__
+    if isinstance(error, KeyError):
+        return f"the state has no {short(error)}, which {kind} needs"
+    return f"{kind} can take no step from this state ({type(error).__name__}: {short(error)})"
+
+
+def _wanted(value: Any, default: Any) -> str:
+    """What should stand for a value, where it is not of its default's kind; '' where it is."""
+    if isinstance(default, (list, tuple)):
+        fits = isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(finite, value))
+        return "" if fits else f"{len(default)} finite numbers"
+    if isinstance(default, bool) or default is None:
+        return "" if value is None or finite(value) else "True, False or None"
+    return "" if finite(value) or not finite(default) else "a finite number"
