@@ -1,0 +1,56 @@
+"""What a probe costs after its end: the steps that follow find the caches cold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+
+__all__ = ["Aftermath"]
+
+WINDOW = 8
+"""The steps after a probe that are compared with the usual ones."""
+USUAL = 15
+"""The intervals whose median is the usual one."""
+LUMP = 3.0
+"""A step that takes more than so many usual ones waits for something else, and counts as that many."""
+
+
+class Aftermath:
+    """By how many seconds the steps after a probe are slower than the others, as far as a clock tells.
+
+    >>> after = Aftermath()
+    >>> sum(after.step(0.001) for _ in range(20))  # without a probe: nothing
+    0
+    >>> after.probed()
+    >>> round(sum(after.step(s) for s in (0.002, 0.0015, *[0.001] * 6)), 6)
+    0.0015
+    """
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=USUAL)
+        self._since: float = math.inf
+        self._excess = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether the next step is one of those after a probe, and wants to be timed alone."""
+        return self._since < WINDOW
+
+    def probed(self) -> None:
+        """A probe has just been made."""
+        self._since = 0
+
+    def step(self, seconds: float, steps: int = 1) -> float:
+        """So many steps took so long, all observing left out; returns what of a finished window is to be counted."""
+        if not self.open:
+            self._usual.append(seconds / steps)
+            return 0
+        self._since += steps
+        if self._usual:
+            usual = statistics.median(self._usual)
+            self._excess += min(seconds, LUMP * usual * steps) - usual * steps
+        if self.open:
+            return 0
+        counted, self._excess = max(self._excess, 0.0), 0.0
+        return counted
