@@ -16,7 +16,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from nonsmooth.cli import app
-from nonsmooth.torch.audit_command import audit_script, free_folder
+from nonsmooth.torch.audit_command import audit_script
+from nonsmooth.torch.facts import free_folder
 
 HEAD = """\
 import sys, torch
@@ -286,6 +287,9 @@ def test_a_free_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = []
     for _ in range(3):
-        names.append(free_folder().name)
-        free_folder().mkdir()
+        free = free_folder(Path("audit"))
+        names.append(free.name)
+        free.mkdir()
+        assert free_folder(Path("audit")) == free  # nothing is in it
+        (free / "rows.jsonl").touch()
     assert names == ["audit", "audit-2", "audit-3"]

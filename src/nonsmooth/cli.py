@@ -205,7 +205,7 @@ def compare(
 
 @app.command()
 def simulate(
-    config: Annotated[Path, typer.Argument(help="A TOML file with [objective], [rule], [penalty] and [run].")],
+    config: Annotated[Path, typer.Argument(help=r"A TOML file with \[objective], \[rule], \[penalty] and \[run].")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to write the dataset (Zarr).")] = None,
 ) -> None:
     """Run the simulation that a file describes."""

@@ -99,48 +99,48 @@ def reproduce(
     if data is not None:
         load(data)
     earlier = kept_rows(out)
-    store = Store(out / "networks.jsonl", watch).__enter__()
     staged = _staging(out)
     rows: dict[str, dict[str, Any]] = {}
     failed: list[str] = []
     stop, moving = threading.Event(), False
 
-    def begin() -> None:
-        STOP.set(stop)
-        STORE.set(store)
+    with Store(out / "networks.jsonl", watch) as store:
 
-    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=begin)
-    try:
-        running = {
-            pool.submit(
-                claim.run, full, master=master, **({"data": data} if data and "data" in claim.parameters else {})
-            ): claim
-            for claim in claims
-        }
-        for done in as_completed(running):
-            claim = running[done]
-            try:
-                row, evidence = done.result()
-            except Exception as error:  # one broken experiment does not cost the others
-                failed.append(f"{claim.id}: {type(error).__name__}: {error}")
-                continue
-            _keep(staged, claim.id, evidence)
-            rows[claim.id] = row
-            tell(row)
-        found = earlier | rows
-        ordered = [found[name] for name in CLAIMS if name in found]
-        moving = True
-        for folder in ("figures", "data"):
-            _move(staged / folder, out / folder)
-        write_rows(out / "verdicts.jsonl", ordered)
-    except KeyboardInterrupt as interrupt:
-        left = "holds new figures with old rows; run the same again" if moving else "is as it was before"
-        raise KeyboardInterrupt(f"{out} {left}.") from interrupt
-    finally:
-        stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        store.__exit__()
-        shutil.rmtree(staged, ignore_errors=True)
+        def begin() -> None:
+            STOP.set(stop)
+            STORE.set(store)
+
+        pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=begin)
+        try:
+            running = {
+                pool.submit(
+                    claim.run, full, master=master, **({"data": data} if data and "data" in claim.parameters else {})
+                ): claim
+                for claim in claims
+            }
+            for done in as_completed(running):
+                claim = running[done]
+                try:
+                    row, evidence = done.result()
+                except Exception as error:  # one broken experiment does not cost the others
+                    failed.append(f"{claim.id}: {type(error).__name__}: {error}")
+                    continue
+                _keep(staged, claim.id, evidence)
+                rows[claim.id] = row
+                tell(row)
+            found = earlier | rows
+            ordered = [found[name] for name in CLAIMS if name in found]
+            moving = True
+            for folder in ("figures", "data"):
+                _move(staged / folder, out / folder)
+            write_rows(out / "verdicts.jsonl", ordered)
+        except KeyboardInterrupt as interrupt:
+            left = "holds new figures with old rows; run the same again" if moving else "is as it was before"
+            raise KeyboardInterrupt(f"{out} {left}.") from interrupt
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            shutil.rmtree(staged, ignore_errors=True)
     if failed:
         raise ExperimentError("; ".join(failed))
     return ordered

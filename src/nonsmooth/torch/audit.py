@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -129,7 +130,10 @@ class Audit:
         self.capture.__exit__()
         self.interrupted = isinstance(error, KeyboardInterrupt)
         crashed = error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt))
-        self.finish(f"{type(error).__name__}: {error}".partition("\n")[0] if crashed else None)
+        try:
+            self.finish(f"{type(error).__name__}: {error}".partition("\n")[0] if crashed else None)
+        except ValueError as wrong:  # a full disk: what was found stands in `findings`, and the script goes on
+            warnings.warn(f"Audit: {wrong}", stacklevel=2)
 
     def _guarded(self, call: Callable[..., None]) -> Callable[..., None]:
         """The run goes on, whatever the audit meets: it is given up then, and says so."""

@@ -11,22 +11,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from nonsmooth.torch.audit import Audit
+from nonsmooth.torch.facts import free_folder
 from nonsmooth.torch.script import run_script, script_of
 
-__all__ = ["audit_script", "free_folder"]
-
-
-def free_folder(name: str = "audit") -> Path:
-    """The first of name, name-2, name-3 … that is not there yet.
-
-    >>> free_folder("no-such-folder").name
-    'no-such-folder'
-    """
-    number, folder = 1, Path(name)
-    while folder.exists():
-        number += 1
-        folder = Path(f"{name}-{number}")
-    return folder
+__all__ = ["audit_script"]
 
 
 def audit_script(
@@ -54,7 +42,7 @@ def audit_script(
     3
     """
     script_of(path)
-    folder = free_folder() if folder is None else folder
+    folder = free_folder(Path("audit")) if folder is None else folder
     audit = Audit(
         budget=budget, folder=folder, which=which, trials=trials, command=["nonsmooth", "audit", str(path), *arguments]
     )

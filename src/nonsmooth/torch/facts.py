@@ -118,6 +118,19 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> Path:
     return target
 
 
+def free_folder(folder: Path) -> Path:
+    """The first of folder, folder-2, folder-3 … that is not there, or has nothing in it.
+
+    >>> free_folder(Path("no-such-folder")).name
+    'no-such-folder'
+    """
+    number, free = 1, folder
+    while free.exists() and not (free.is_dir() and not any(free.iterdir())):
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
 def open_rows(folder: Path) -> io.FileIO:
     """`folder/rows.jsonl`, to append rows to, without a buffer: a row is there when it was written.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -194,7 +195,9 @@ class Proximal(Optimizer):
                     self._check(group, entry)
             self._settle()
             if not isinstance(table_of(self.optimizer).read, _Registered):
-                check_memory(self.optimizer, lambda o, params: own_step(Proximal)(Proximal(o, known.L1(0.0), params)))
+                largest = known.L1(max((entry["lam"] or 0.0 for _, entry in self.entries()), default=0.0))
+                step = own_step(Proximal)
+                check_memory(self.optimizer, lambda o, params: functools.partial(step, Proximal(o, largest, params)))
 
     def _check(self, group: dict[str, Any], entry: Any) -> None:
         """Believe nothing of an entry that was loaded."""

@@ -188,17 +188,18 @@ def finite(value: Any) -> bool:
     return isinstance(value, Real) and bool(-(2.0**1023) < value < 2.0**1023)  # type: ignore[operator]
 
 
-def check_memory(optimizer: Optimizer, step: Callable[[Optimizer, list[torch.Tensor]], Any]) -> None:
+def check_memory(optimizer: Optimizer, wrap: Callable[[Optimizer, list[torch.Tensor]], Callable[[], Any]]) -> None:
     """Raises ValueError unless torch's optimiser can step from its groups and state, and no number of a group is NaN.
 
-    What torch needs of them torch knows best: `step` is called with a stand-in of the optimiser, and its real
-    parameters. It has the groups and the numbers of the state, but on the CPU, and two numbers or so for each
-    parameter and for each tensor of a parameter's shape; so what has another shape does not fit.
+    What torch needs of them torch knows best: two steps are taken with a stand-in of the optimiser, by the function
+    that `wrap` makes of it and its real parameters. It has the groups and the numbers of the state, but on the CPU,
+    and two numbers or so for each parameter and for each tensor of a parameter's shape; what has another shape does not
+    fit. Fused kernels do not look at shapes, and write past the end of what is too small: theirs are compared first.
 
     >>> w = torch.nn.Parameter(torch.zeros(3))
     >>> adam = torch.optim.Adam([w])
     >>> adam.state[w] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(2)}
-    >>> check_memory(adam, lambda made, params: made.step())
+    >>> check_memory(adam, lambda made, params: made.step)
     Traceback (most recent call last):
     ValueError: Proximal: exp_avg_sq of parameter 0 of the state is of shape (2,), and the parameter of shape (3,).
     """
@@ -207,13 +208,17 @@ def check_memory(optimizer: Optimizer, step: Callable[[Optimizer, list[torch.Ten
             value = group[name]
             if any(_is_nan(v) for v in (value if isinstance(value, (list, tuple)) else (value,))):
                 raise ValueError(f"Proximal: {name} of group {k} of the state must be a number, not nan.")
+        if group.get("fused") and (said := _misfits(optimizer, group["params"])):
+            raise ValueError(f"Proximal: {said}.")
     if any(p.device.type == "meta" for group in optimizer.param_groups for p in group["params"]):
         return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made = _stand_in(optimizer)
-            step(made, [p for group in made.param_groups for p in group["params"] if not p.is_complex()])
+            step = wrap(made, [p for group in made.param_groups for p in group["params"] if not p.is_complex()])
+            step()
+            step()  # which uses what the first one made
     except Exception as error:
         raise ValueError(f"Proximal: {_fault(optimizer, error)}.") from error
 
@@ -256,11 +261,36 @@ def _alike(value: Any, p: torch.Tensor, z: torch.Tensor) -> Any:
     """A part of the state of p, for z."""
     if not isinstance(value, torch.Tensor):
         return value
-    fits = value.shape == p.shape and value.layout in (p.layout, torch.strided)
-    if fits and (p.numel() != 1 or hasattr(value, "to_local")):
-        return torch.ones(z.shape, dtype=value.dtype, device="cpu")
-    value = value.to_local() if hasattr(value, "to_local") else value
-    return value.detach().to("cpu", copy=True)
+    part = value.to_local() if hasattr(value, "to_local") else value
+    if value.numel() == 1 and part is value:
+        return value.detach().to("cpu", copy=True)
+    one = torch.ones((), dtype=value.dtype, device="cpu")
+    if value.shape != p.shape or value.layout not in (p.layout, torch.strided):
+        return one.expand(value.shape)
+    repeats = part.layout == torch.strided and any(
+        s == 0 and n > 1 for s, n in zip(part.stride(), part.shape, strict=True)
+    )
+    return one.expand(z.shape) if repeats else one.repeat(z.shape)
+
+
+def _misfits(optimizer: Optimizer, params: list[torch.Tensor]) -> str:
+    """The first tensor of the state that is not as its parameter is; '' where there is none."""
+    order = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    for p in params:
+        for name, value in optimizer.state.get(p, {}).items():
+            what = f"{short(name)} of parameter {order.index(id(p))} of the state"
+            if not isinstance(value, torch.Tensor) or name in CLOCKS:
+                continue
+            if value.shape != p.shape:
+                return f"{what} is of shape {tuple(value.shape)}, and the parameter of shape {tuple(p.shape)}"
+            if value.layout not in (p.layout, torch.strided):
+                return f"{what} is of layout {value.layout}, and the parameter of layout {p.layout}"
+            part = value.to_local() if hasattr(value, "to_local") else value
+            if part.layout == torch.strided and not part.is_meta:
+                end = (part.storage_offset() + part.numel()) * part.element_size()
+                if part.untyped_storage().nbytes() < end:
+                    return f"{what} has numbers that share their memory"
+    return ""
 
 
 def _fault(optimizer: Optimizer, error: Exception) -> str:
@@ -273,14 +303,11 @@ def _fault(optimizer: Optimizer, error: Exception) -> str:
                 return f"{name} of group {k} of the state must be {wanted}, not {_shown(group[name])}"
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for i, p in enumerate(params):
-        for name, value in optimizer.state.get(p, {}).items():
-            what, shape = f"{short(name)} of parameter {i} of the state", tuple(getattr(value, "shape", (0,)))
-            if name in CLOCKS and not finite(value):
-                return f"{what} must be one finite number"
-            if isinstance(value, torch.Tensor) and name not in CLOCKS and shape != tuple(p.shape):
-                return f"{what} is of shape {shape}, and the parameter of shape {tuple(p.shape)}"
-            if isinstance(value, torch.Tensor) and value.layout not in (p.layout, torch.strided):
-                return f"{what} is of layout {value.layout}, and the parameter of layout {p.layout}"
+        for name in CLOCKS & optimizer.state.get(p, {}).keys():
+            if not finite(optimizer.state[p][name]):
+                return f"{name} of parameter {i} of the state must be one finite number"
+    if said := _misfits(optimizer, params):
+        return said
     kind = type(optimizer).__name__
     if isinstance(error, KeyError):
         return f"the state has no {short(error)}, which {kind} needs"

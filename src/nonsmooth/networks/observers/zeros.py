@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nonsmooth.networks.observers.observer import Observer
+from nonsmooth.torch.steps.evaluation import kept, parts, put
 from nonsmooth.torch.undisturbed import undisturbed
 
 if TYPE_CHECKING:
@@ -87,13 +88,9 @@ class Zeros(Observer):
 
     def _without(self, which: torch.Tensor) -> float:
         """The test accuracy with these weights at 0."""
-        run, held = self.run, [p.detach().clone() for p in self.run.penalised]
+        held = self.run.penalised
         flat = self._flat()
         flat[which] = 0
-        try:
-            for p, part in zip(run.penalised, flat.split([p.numel() for p in run.penalised]), strict=True):
-                p.data.copy_(part.view_as(p))
-            return run.accuracy()
-        finally:
-            for p, value in zip(run.penalised, held, strict=True):
-                p.data.copy_(value)
+        with kept(held, [p.detach().clone() for p in held]):
+            put(held, parts(held, flat))
+            return self.run.accuracy()

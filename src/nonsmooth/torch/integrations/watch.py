@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nonsmooth.torch.audit import Audit
+from nonsmooth.torch.facts import free_folder
 from nonsmooth.torch.loggers import sink
 
 __all__ = ["Watch"]
@@ -65,7 +66,7 @@ class Watch:
         if processes > 1:
             self.say(f"audit: nothing is watched: the run has {processes} processes, and only one can be watched yet.")
             return
-        self.audit = Audit(**self.options, folder=_free(self.folder), command=sys.argv)
+        self.audit = Audit(**self.options, folder=free_folder(self.folder), command=sys.argv)
         self.audit.__enter__()
         _ON.append(self)
         atexit.register(self._at_exit)
@@ -90,15 +91,6 @@ class Watch:
 
     def _at_exit(self) -> None:
         self.leave(getattr(sys, "last_value", None) or UNENDED)
-
-
-def _free(folder: Path) -> Path:
-    """The first of folder, folder-2, folder-3 … that holds no run."""
-    number, free = 1, folder
-    while (free / "rows.jsonl").exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
 
 
 def _say(words: str) -> None:

@@ -77,6 +77,7 @@ def read_run(folder: str | Path) -> Run:
     rows: list[dict[str, Any]] = []
     if rows_at.exists():
         rows, cut = _rows(rows_at)
+        rows = _once(rows)
         if cut:
             remarks.append("The last line of rows.jsonl was cut off, as when a run is killed; it is left out.")
     else:
@@ -109,6 +110,16 @@ def _rows(path: Path) -> tuple[list[dict[str, Any]], bool]:
                 return check_rows(rows, str(path)), True
             raise ValueError(f"{path}: line {i} is not JSON ({short(error)}); watch the run again.") from error
     return check_rows(rows, str(path)), False
+
+
+def _once(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a run that went on from a checkpoint: what stands twice since then counts as the second life has it.
+
+    >>> [row["at"] for row in _once([{"step": s, "kind": "step", "at": at} for s, at in ((1, 0), (2, 1), (2, 2))])]
+    [0, 2]
+    """
+    last = {(row["step"], row["kind"]): i for i, row in enumerate(rows)}
+    return [row for i, row in enumerate(rows) if last[row["step"], row["kind"]] == i]
 
 
 def check_rows(rows: Sequence[Any], name: str) -> list[dict[str, Any]]:
