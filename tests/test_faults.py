@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from torch import nn, optim
 
 from nonsmooth.torch import facts
 from nonsmooth.torch import monitor as module
+from nonsmooth.torch.audit import Audit
 from nonsmooth.torch.audit_command import audit_script
 from nonsmooth.torch.facts import open_rows, write_row
 from nonsmooth.torch.monitor import Monitor
@@ -104,6 +106,16 @@ def test_a_run_that_goes_on_counts_on(tmp_path):
     assert monitor.t == 105 and monitor.skipped["step"] + monitor.made["step"] == 5
 
 
+def test_steps_that_were_taken_twice_count_once(tmp_path):
+    watched(5, tmp_path)
+    watched(4, tmp_path, first=3)  # from a checkpoint at step 3
+    read, written = read_run(tmp_path).rows, rows_of(tmp_path)
+    last = {(row["step"], row["kind"]): row for row in written}
+    assert len(read) == len(last) < len(written) and {(4, "trace"), (5, "trace")} <= last.keys()
+    assert all(row == last[row["step"], row["kind"]] for row in read)
+    assert [row["step"] for row in read if row["kind"] == "trace"] == [1, 2, 3, 4, 5, 6, 7]
+
+
 # --- a disk that is full, a folder that is not ours -----------------------------------------------------------------
 
 
@@ -182,6 +194,21 @@ def test_a_folder_that_went_away_meanwhile_is_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"^Monitor: .*run\.json: cannot be written \(No such file or directory\)"):
         monitor = watched(6, tmp_path / "run", at=gone)
     assert monitor.t == 6 and monitor.rows[-1]["step"] == 6
+
+
+def test_an_audit_whose_folder_went_away_is_a_warning_and_has_its_findings(tmp_path):
+    w = nn.Linear(2, 1)
+    optimizer = optim.SGD(w.parameters(), lr=0.125)
+    with (
+        pytest.warns(UserWarning, match=r"^(Audit|Monitor): .*run\.json: cannot be written"),
+        Audit(folder=tmp_path / "run", trials=0) as audit,
+    ):
+        for _ in range(3):
+            optimizer.zero_grad()
+            w(torch.ones(1, 2)).square().mean().backward()
+            optimizer.step()
+        shutil.rmtree(tmp_path / "run")
+    assert audit.findings
 
 
 # --- clocks ---------------------------------------------------------------------------------------------------------
