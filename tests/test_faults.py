@@ -199,15 +199,18 @@ def test_a_folder_that_went_away_meanwhile_is_a_warning(tmp_path):
 def test_an_audit_whose_folder_went_away_is_a_warning_and_has_its_findings(tmp_path):
     w = nn.Linear(2, 1)
     optimizer = optim.SGD(w.parameters(), lr=0.125)
-    with (
-        pytest.warns(UserWarning, match=r"^(Audit|Monitor): .*run\.json: cannot be written"),
-        Audit(folder=tmp_path / "run", trials=0) as audit,
-    ):
-        for _ in range(3):
-            optimizer.zero_grad()
-            w(torch.ones(1, 2)).square().mean().backward()
-            optimizer.step()
-        shutil.rmtree(tmp_path / "run")
+    audit = Audit(folder=tmp_path / "run", trials=0)
+
+    def train() -> None:
+        with audit:
+            for _ in range(3):
+                optimizer.zero_grad()
+                w(torch.ones(1, 2)).square().mean().backward()
+                optimizer.step()
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.warns(UserWarning, match=r"^(Audit|Monitor): .*run\.json: cannot be written"):
+        train()
     assert audit.findings
 
 

@@ -275,10 +275,11 @@ def _alike(value: Any, p: torch.Tensor, z: torch.Tensor) -> Any:
 
 def _misfits(optimizer: Optimizer, params: list[torch.Tensor]) -> str:
     """The first tensor of the state that is not as its parameter is; '' where there is none."""
-    order = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    every = (p for group in optimizer.param_groups for p in group["params"])
+    order = {id(p): i for i, p in enumerate(every)}
     for p in params:
         for name, value in optimizer.state.get(p, {}).items():
-            what = f"{short(name)} of parameter {order.index(id(p))} of the state"
+            what = f"{short(name)} of parameter {order[id(p)]} of the state"
             if not isinstance(value, torch.Tensor) or name in CLOCKS:
                 continue
             if value.shape != p.shape:
