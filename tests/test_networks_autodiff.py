@@ -12,12 +12,13 @@ from sklearn.datasets import load_digits
 
 import nonsmooth.claims.networks.autodiff as claims
 from nonsmooth.ledger import CLAIMS, Verdict
-from nonsmooth.networks import STORE, Setting, Store
+from nonsmooth.networks import STORE, Setting
 from nonsmooth.networks.activations import gain
 from nonsmooth.networks.data import SHUFFLE
 from nonsmooth.networks.models import Activation
 from nonsmooth.networks.observers import OBSERVERS
 from nonsmooth.networks.training import Run, trained
+from small import SmallRuns
 
 MINE = [c for c in CLAIMS.values() if c.experiment.__module__ == claims.__name__]
 CNN = Setting(model="cnn", width=2, samples=20, steps=3, lr=0.1, watch=("ties", "twins"))
@@ -31,20 +32,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-class Tiny(Store):
-    """Makes every run small, in this process."""
-
-    def run(self, settings):
-        small = [replace(s, steps=4, samples=20, width=2 if s.model == "cnn" else 16) for s in settings]
-        for s in small:
-            if s.key not in self.rows:
-                self.rows[s.key] = trained(s)
-        return [self.rows[s.key] for s in small]
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    return Tiny()
+    return SmallRuns(lambda s: {"steps": 4, "samples": 20, "width": 2 if s.model == "cnn" else 16})
 
 
 @pytest.mark.parametrize("claim", MINE, ids=lambda c: c.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +13,11 @@ from sklearn.datasets import load_digits
 import nonsmooth.claims.networks.rmsprop as l1_claims
 import nonsmooth.claims.networks.rmsprop_edge as edge_claims
 from nonsmooth.ledger import CLAIMS, Verdict
-from nonsmooth.networks import STORE, Setting, Store
+from nonsmooth.networks import STORE, Setting
 from nonsmooth.networks.data import SHUFFLE
 from nonsmooth.networks.observers import OBSERVERS
 from nonsmooth.networks.training import Run, trained
+from small import SmallRuns
 
 MINE = [c for c in CLAIMS.values() if c.experiment.__module__ in (l1_claims.__name__, edge_claims.__name__)]
 
@@ -30,20 +30,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-class Tiny(Store):
-    """Makes every run small, in this process."""
-
-    def run(self, settings):
-        small = [replace(s, steps=6, samples=20, width=3, every=1, tail=0.7 if s.tail else 0.0) for s in settings]
-        for s in small:
-            if s.key not in self.rows:
-                self.rows[s.key] = trained(s)
-        return [self.rows[s.key] for s in small]
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    return Tiny()
+    return SmallRuns(lambda s: {"steps": 6, "samples": 20, "width": 3, "every": 1, "tail": 0.7 if s.tail else 0.0})
 
 
 @pytest.mark.parametrize("claim", MINE, ids=lambda c: c.id)
