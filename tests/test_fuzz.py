@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import random
@@ -20,19 +21,21 @@ from nonsmooth.cli import app
 from nonsmooth.config import read_config, read_sweep
 from nonsmooth.ledger import from_json, read_rows
 from nonsmooth.pages.numbers import readable
+from nonsmooth.penalties import L1
 from nonsmooth.report import render, write_report
 from nonsmooth.report.cases import relation_of
 from nonsmooth.report.rows import check_rows
 from nonsmooth.sweeps import open_sweep
-from nonsmooth.torch import lam_path
+from nonsmooth.torch import Proximal, lam_path, register_effective_step
 from nonsmooth.torch.comparison import write_comparison
+from nonsmooth.torch.effective import TABLES
 from nonsmooth.torch.findings import findings
 from nonsmooth.torch.run_report import read_run, render_run, write_run_report
 
 CASES = {
     "config": 200, "sweep-config": 200, "rows": 300, "ledger-page": 200, "run": 200, "run-page": 100, "comparison": 100,
     "findings": 150, "open-sweep": 40, "sweep-again": 6, "proximal": 60, "sparsity": 150, "schedule": 100,
-    "lam-path": 200, "terminal": 100, "cifar": 200,
+    "lam-path": 200, "terminal": 100, "cifar": 200, "inner": 100, "from-rule": 100, "pruning": 200,
 }  # fmt: skip
 
 
@@ -445,6 +448,283 @@ def test_a_schedule_whose_factor_fails_moves_nothing():
     with pytest.raises(ValueError, match="LambdaLam: lam must be a finite number"):
         made.load_state_dict(before[0] | {"t": 7})
     assert (made.state_dict(), made.get_last_lam()) == before
+
+
+# --- the states of torch's own optimisers ----------------------------------------------------------------------------
+
+
+def fields(optimizer):
+    """Groups and state, to the bit; the keys of a Proximal's own left out."""
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [{k: v for k, v in group.items() if k not in ("params", "proximal")} for group in optimizer.param_groups]
+    states = [{k: v for k, v in optimizer.state.get(p, {}).items() if k != "response"} for p in order]
+    return repr(fuzz.plain((groups, states)))
+
+
+def as_numbers(state):
+    """As torch wrote it before its clocks were tensors."""
+    for entry in state["state"].values():
+        entry |= {k: v.item() for k, v in entry.items() if k in ("step", "eta", "mu", "mu_product")}
+
+
+def in_precision(dtype):
+    def change(state):
+        for entry in state["state"].values():
+            entry |= {k: v.to(dtype) for k, v in entry.items() if k != "step"}
+
+    return change
+
+
+def decayed(state):
+    """As schedulers leave it: lr at 0, and by rounding below; keys of their own; beta as JSON keeps it."""
+    for group, lr in zip(state["param_groups"], (0.0, -1e-19), strict=True):
+        group |= {"lr": lr, "initial_lr": 0.1} | ({"betas": list(group["betas"])} if "betas" in group else {})
+
+
+def on_the_last_device(state):
+    for group in state["param_groups"]:
+        group |= {"capturable": True} if "capturable" in group else {}
+
+
+def with_more(state):
+    for entry in state["state"].values():
+        entry |= {"ours": torch.ones(7, 5), "note": "a"}
+
+
+def of_few(state):
+    """Parameters without a gradient have no state yet."""
+    if not any("sum" in entry for entry in state["state"].values()):  # Adagrad's all have one
+        state["state"] = {k: v for k, v in state["state"].items() if k % 2}
+
+
+def as_it_is(state):
+    return None
+
+
+CHANGES = [as_it_is, as_numbers, in_precision(torch.float32), in_precision(torch.float64), decayed]
+CHANGES += [on_the_last_device, with_more, of_few]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("name", fuzz.INNERS)
+def test_what_torch_loads_a_proximal_loads(name, steps, dtype):
+    """The same groups and state to the bit, and the same two steps after it."""
+    for change in CHANGES:
+        state = fuzz.stepped(fuzz.inner(name, dtype), steps).state_dict()
+        with fuzz.warnings.catch_warnings():
+            fuzz.warnings.simplefilter("ignore")
+            change(state)
+            bare, made = fuzz.inner(name, dtype), fuzz.wrapped(name, dtype)
+            bare.load_state_dict(copy.deepcopy(state))
+            made.load_state_dict(copy.deepcopy(state))
+            assert fields(bare) == fields(made)
+            made.set_lam(0.0)
+            fuzz.stepped(bare, 2), fuzz.stepped(made, 2)
+            assert fields(bare) == fields(made)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_a_rate_that_is_a_tensor_is_loaded(kind):
+    p = torch.nn.Parameter(torch.ones(3))
+    made = [Proximal(kind([p], lr=torch.tensor(0.1)), L1(0.1)) for _ in range(2)]
+    made[1].load_state_dict(fuzz.stepped(made[0]).state_dict())
+    fuzz.stepped(made[1])
+
+
+def test_a_state_is_loaded_onto_the_meta_device():
+    p = torch.nn.Parameter(torch.ones(3, device="meta"))
+    made = Proximal(torch.optim.Adam([p]), L1(0.1))
+    q = torch.nn.Parameter(torch.ones(3))
+    made.load_state_dict(fuzz.stepped(Proximal(torch.optim.Adam([q]), L1(0.1))).state_dict())
+    assert made.state[p]["exp_avg"].is_meta and made.state[p]["step"] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_what_is_frozen_may_be_of_any_kind(dtype):
+    """As the weights under an adapter, for which torch has no step."""
+    frozen = torch.nn.Parameter(torch.zeros(3).to(dtype), requires_grad=False)
+    p = torch.nn.Parameter(torch.ones(3))
+    made = Proximal(torch.optim.Adam([{"params": [frozen]}, {"params": [p, frozen.clone()]}]), L1(0.1), [p])
+    made.load_state_dict(made.state_dict())
+    p.grad = torch.ones(3)
+    made.step()
+    made.load_state_dict(made.state_dict())
+
+
+def test_an_optimiser_that_was_registered_is_not_tried():
+    """Its step may do anything."""
+
+    class Counting(torch.optim.SGD):
+        taken = 0
+
+        def step(self, closure=None):
+            Counting.taken += 1
+
+    register_effective_step(Counting, lambda optimizer, group, p: 0.1)
+    try:
+        made = Proximal(Counting([torch.nn.Parameter(torch.ones(3))], lr=0.1), L1(0.1))
+        made.load_state_dict(made.state_dict())
+        assert Counting.taken == 0
+    finally:
+        TABLES.pop(Counting)
+
+
+WIDE, NAN = torch.ones(4, 3), float("nan")
+OF_0 = ("state", 0)
+GROUP = ("param_groups", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "to", "said"),
+    [
+        ("Adam", (*OF_0, "exp_avg"), WIDE, r"exp_avg of parameter 0 of the state is of shape \(4, 3\), and the para"),
+        ("Adam", ("state", 1, "exp_avg"), torch.ones(2), r"exp_avg of parameter 1 of the state is of shape \(2,\)"),
+        ("Adam", (*OF_0, "exp_avg"), torch.ones(()), r"is of shape \(\), and the parameter of shape \(3, 2\)"),
+        ("Adam", (*OF_0, "exp_avg"), torch.eye(3)[:, :2].to_sparse(), "is of layout torch.sparse_coo"),
+        ("Adam", (*OF_0, "exp_avg"), torch.ones(()).expand(3, 2), "has numbers that share their memory"),
+        ("Adam", (*OF_0, "exp_avg"), torch.ones(()).expand(10**12), "is of shape \\(1000000000000,\\)"),
+        ("Adam", (*OF_0, "exp_avg"), [1.0] * 6, "can take no step from this state"),
+        ("Adam", (*OF_0, "step"), torch.tensor(-1.0), "Adam can take no step from this state .ZeroDivisionError"),
+        ("Adam", (*OF_0, "step"), torch.ones(3), "step of parameter 0 of the state must be one finite number"),
+        ("Adam", (*OF_0, "step"), "soon", "this is no state of it"),
+        ("Adam", OF_0, {"step": torch.tensor(1.0)}, "the state has no 'exp_avg', which Adam needs"),
+        ("Adam", (*GROUP, "lr"), NAN, "lr of group 0 of the state must be a number, not nan"),
+        ("Adam", (*GROUP, "lr"), torch.tensor(NAN), "lr of group 0 of the state must be a number, not nan"),
+        ("Adam", (*GROUP, "lr"), "0.1", "lr of group 0 of the state must be a finite number, not '0.1'"),
+        ("Adam", (*GROUP, "lr"), 10**400, "lr of group 0 of the state must be a finite number"),
+        ("Adam", (*GROUP, "betas"), (0.9, NAN), "betas of group 0 of the state must be a number, not nan"),
+        ("Adam", (*GROUP, "betas"), (0.9,), r"betas of group 0 of the state must be 2 finite numbers, not \(0.9,\)"),
+        ("Adam", (*GROUP, "foreach"), torch.ones(2), "foreach of group 0 of the state must be True, False or None"),
+        ("Adam fused", (*OF_0, "exp_avg"), torch.ones(2), "exp_avg of parameter 0 of the state is of shape"),
+        ("Adam fused", (*OF_0, "exp_avg"), torch.ones(4).as_strided((3, 2), (1, 1)), "that share their memory"),
+        ("AdamW", (*OF_0, "exp_avg_sq"), torch.ones(2), "exp_avg_sq of parameter 0 of the state is of shape"),
+        ("Adagrad fused", (*OF_0, "sum"), torch.ones(2), "sum of parameter 0 of the state is of shape"),
+        ("Adagrad", OF_0, {"step": torch.tensor(1.0)}, "the state has no 'sum', which Adagrad needs"),
+        ("Adam", OF_0, [], "the state of parameter 0 must be a dictionary"),
+        ("ASGD", (*OF_0, "ax"), torch.ones(0, 2), r"ax of parameter 0 of the state is of shape \(0, 2\)"),
+        ("SGD", (*GROUP, "momentum"), [0.9], "momentum of group 0 of the state must be a finite number"),
+        ("SGD momentum", (*OF_0, "response"), "full", "can take no step from this state"),
+        ("SGD fused", (*OF_0, "momentum_buffer"), torch.ones(2), "momentum_buffer of parameter 0 of the state is of"),
+        ("RMSprop centered", (*OF_0, "grad_avg"), None, "can take no step from this state"),
+        ("NAdam", (*OF_0, "mu_product"), torch.tensor([1.0, 2.0]), "mu_product of parameter 0 of the state must be"),
+        ("ASGD", (*OF_0, "eta"), torch.ones(2), "eta of parameter 0 of the state must be one finite number"),
+        ("Adadelta", ("param_groups",), [], "different number of parameter groups"),
+    ],
+)
+def test_a_proximal_believes_no_memory(name, path, to, said):
+    """It was loaded, and torch raised in the next step; torch's fused kernels wrote past the end of what is short."""
+    made = fuzz.stepped(fuzz.wrapped(name))
+    before = repr(fuzz.plain(fuzz.held(made)))
+    state = changed(fuzz.stepped(fuzz.wrapped(name)).state_dict(), *path, to=to)
+    with pytest.raises(ValueError, match=f"^Proximal: .*{said}") as refused:
+        made.load_state_dict(state)
+    assert len(str(refused.value)) < 400 and "\n" not in str(refused.value)
+    assert repr(fuzz.plain(fuzz.held(made))) == before
+    fuzz.stepped(made)
+
+
+def test_a_state_that_leaves_no_penalty_is_refused():
+    """It was loaded, and the value of the penalties was that of none, of which torch makes no sum."""
+    made = fuzz.proximal()
+    state = fuzz.copied(made.state_dict())
+    for group in state["param_groups"]:
+        group["proximal"][0]["params"] = []
+    with pytest.raises(ValueError, match=r"^Proximal: the state leaves no parameter under a penalty\.$"):
+        made.load_state_dict(state)
+    assert made.penalty_value() > 0
+
+
+def test_the_second_step_is_tried_as_well():
+    """The first makes the momentum buffer, the next one multiplies it."""
+    state = fuzz.wrapped("SGD").state_dict()
+    with pytest.raises(ValueError, match=r"momentum of group 0 of the state must be a finite number, not \[0.9\]"):
+        fuzz.wrapped("SGD").load_state_dict(changed(state, *GROUP, "momentum", to=[0.9]))
+
+
+def test_a_memory_that_is_believed_is_found(monkeypatch):
+    """Without the check the same cases fail in torch's step."""
+    monkeypatch.setattr(fuzz.sys.modules["nonsmooth.torch.proximal"], "check_memory", lambda *_: None)
+    state = changed(fuzz.stepped(fuzz.wrapped("Adam")).state_dict(), *OF_0, "exp_avg", to=WIDE)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        fuzz.load_memory(fuzz.wrapped, "Proximal: ", ("Adam", 0, state))
+
+
+# --- rules of the lab, pruning ---------------------------------------------------------------------------------------
+
+ADAM, RDA = (next(name for name in fuzz.rules() if name.startswith(kind)) for kind in ("Adam ", "RDA "))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "to", "said"),
+    [
+        (ADAM, ("state",), [], "this is no state of it"),
+        (ADAM, OF_0, {"step": 1}, "the state has no 'memory'"),
+        (ADAM, (*OF_0, "step"), "3", "step of the state must be a whole number, 0 or above, not"),
+        (ADAM, (*OF_0, "step"), -1, "step of the state must be a whole number, 0 or above, not -1"),
+        (ADAM, (*OF_0, "memory"), (), r"memory of a parameter of shape \(3, 2\) is none of Adam"),
+        (ADAM, (*OF_0, "memory"), None, "memory of a parameter of shape"),
+        (ADAM, (*OF_0, "memory"), (*[torch.ones(5)] * 3, torch.ones(())), "memory of a parameter of shape"),
+        (ADAM, (*OF_0, "memory"), (*[torch.ones(6)] * 3, 1), "memory of a parameter of shape"),
+        (RDA, (*OF_0, "memory"), (*[torch.ones(6).to_sparse()] * 2, torch.ones(())), "memory of a parameter of"),
+        (ADAM, (*GROUP, "lr"), NAN, "lr of the state must be a finite number, not nan"),
+        (ADAM, (*GROUP, "lr"), 2**60, "lr of the state must be a finite number, not 1152921504606846976"),
+        (ADAM, (*GROUP, "lr"), [0.1, 0.2], r"lr of the state must be a finite number, not \[0.1, 0.2\]"),
+        (ADAM, (*GROUP, "eps"), False, "eps of the state must be a finite number, not False"),
+        (ADAM, (*GROUP, "beta2"), 1.0, r"beta2 must be a number in \[0, 1\), not 1"),
+        (ADAM, (*GROUP, "amsgrad"), 0.5, "amsgrad must be True or False"),
+        (ADAM, (*GROUP, "lam"), "1", "lam must be a finite number, 0 or above, not '1'"),
+        (ADAM, (*GROUP, "lam"), -1, "lam must be a finite number, 0 or above, not -1"),
+        (ADAM, (*GROUP, "rule"), ["RDA"], r"the state is of rule \['RDA'\], and here is Adam"),
+        (ADAM, GROUP, {"params": [0]}, "the state has no 'rule'"),
+        (ADAM, ("param_groups",), [], "different number of parameter groups"),
+    ],
+)
+def test_a_rule_believes_no_state(name, path, to, said):
+    made = fuzz.stepped(fuzz.from_rule(name))
+    before = repr(fuzz.plain(fuzz.held(made)))
+    with pytest.raises(ValueError, match=f"^FromRule: .*{said}") as refused:
+        made.load_state_dict(changed(fuzz.stepped(fuzz.from_rule(name)).state_dict(), *path, to=to))
+    assert len(str(refused.value)) < 400
+    assert repr(fuzz.plain(fuzz.held(made))) == before
+    fuzz.stepped(made)
+
+
+@pytest.mark.parametrize("name", fuzz.rules())
+@pytest.mark.parametrize("steps", [0, 2])
+def test_states_of_rules_are_taken(name, steps):
+    """With a rate of 0, or by rounding below, as schedulers leave it, and with a key of theirs."""
+    one = fuzz.stepped(fuzz.from_rule(name), steps)
+    for lr in (None, 0.0, -1e-19):
+        for group in one.param_groups:
+            group |= {} if lr is None or "lr" not in group else {"lr": lr, "initial_lr": 0.1}
+        two = fuzz.from_rule(name)
+        two.load_state_dict(copy.deepcopy(one.state_dict()))
+        assert fields(one) == fields(two)
+    fuzz.stepped(two)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "said"),
+    [
+        ("t", 1.5, "t of the state must be a whole number"),
+        ("t", None, "t of the state must be a whole number"),
+        ("keep", None, "keep of the state must be a list of tensors of bools"),
+        ("keep", {"a": 1}, "keep of the state must be a list of tensors of bools"),
+        ("keep", [1, 2, 3], "keep of the state must be a list of tensors of bools"),
+        ("keep", [torch.ones(3, 2), torch.ones(4), torch.ones(())], "keep of the state must be a list of tensors"),
+        ("keep", [], "the state is of parameters of other shapes"),
+    ],
+)
+def test_a_pruning_believes_no_state(name, to, said):
+    made = fuzz.pruning()
+    before = repr(fuzz.plain(made.state_dict()))
+    with pytest.raises(ValueError, match=f"^MagnitudePruning: {said}"):
+        made.load_state_dict(made.state_dict() | {name: to})
+    with pytest.raises(ValueError, match=f"MagnitudePruning: the state has no '{name}'"):
+        made.load_state_dict({k: v for k, v in made.state_dict().items() if k != name})
+    assert repr(fuzz.plain(made.state_dict())) == before
+    made.step()
 
 
 class Touches:

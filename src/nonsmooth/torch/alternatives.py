@@ -122,7 +122,9 @@ class FromRule(Optimizer):
         """Believe nothing of a group that was loaded; a scheduler may have taken lr to 0, or by rounding below it."""
         held = {name: part("FromRule", group, name) for name in _numbers(self.rule)}
         for name, value in held.items():
-            if not finite(value) or (isinstance(value, int) and abs(value) >= 2**53):
+            own = isinstance(getattr(self.rule, name), bool)
+            large = isinstance(value, int) and abs(value) >= 2**53  # which no tensor multiplies
+            if not finite(value) or large or (isinstance(value, bool) and not own):
                 raise ValueError(f"FromRule: {name} of the state must be a finite number, not {short(repr(value))}.")
         if "lr" in held:
             held["lr"] = abs(float(held["lr"])) or 1.0

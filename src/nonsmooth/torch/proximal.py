@@ -179,8 +179,8 @@ class Proximal(Optimizer):
         """As torch's; a state without penalties (of the bare optimiser) keeps those that are set.
 
         Raises ValueError, with nothing changed, for what is no state of such an optimiser, as where it names a penalty
-        that is not known here, and TypeError for one that needs one step for all coordinates where the optimiser has
-        one for each.
+        that is not known here, or torch could not step from it, and TypeError for a penalty that needs one step for all
+        coordinates where the optimiser has one for each.
         """
         if isinstance(self.optimizer, Proximal):  # a wrapper that took on our class, as Lightning's does
             self.optimizer.load_state_dict(state_dict)
@@ -193,6 +193,8 @@ class Proximal(Optimizer):
                 group.setdefault("proximal", mine.get("proximal", []))
                 for entry in group["proximal"]:
                     self._check(group, entry)
+            if not any(entry["params"] for _, entry in self.entries()):
+                raise ValueError("Proximal: the state leaves no parameter under a penalty.")
             self._settle()
             if not isinstance(table_of(self.optimizer).read, _Registered):
                 largest = known.L1(max((entry["lam"] or 0.0 for _, entry in self.entries()), default=0.0))

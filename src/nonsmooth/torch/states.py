@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields
 from numbers import Real
 from typing import Any
@@ -37,6 +37,9 @@ OFF = {"lam", "ridge", "group_lam"}
 
 CLOCKS = {"step", "eta", "mu", "mu_product"}
 """What torch's optimisers keep as one number of a parameter; all else is of the parameter's shape."""
+
+FUSED = {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "sum"}
+"""What torch's fused kernels write to."""
 
 
 def _shown(value: Any) -> str:
@@ -193,8 +196,8 @@ def check_memory(optimizer: Optimizer, wrap: Callable[[Optimizer, list[torch.Ten
 
     What torch needs of them torch knows best: two steps are taken with a stand-in of the optimiser, by the function
     that `wrap` makes of it and its real parameters. It has the groups and the numbers of the state, but on the CPU,
-    and two numbers or so for each parameter and for each tensor of a parameter's shape; what has another shape does not
-    fit. Fused kernels do not look at shapes, and write past the end of what is too small: theirs are compared first.
+    and two numbers for each parameter and for each tensor of a parameter's shape; no step can write to those of another
+    shape. Fused kernels do not look at shapes, and write past the end of what is too small: theirs are compared first.
 
     >>> w = torch.nn.Parameter(torch.zeros(3))
     >>> adam = torch.optim.Adam([w])
@@ -204,13 +207,17 @@ def check_memory(optimizer: Optimizer, wrap: Callable[[Optimizer, list[torch.Ten
     ValueError: Proximal: exp_avg_sq of parameter 0 of the state is of shape (2,), and the parameter of shape (3,).
     """
     for k, group in enumerate(optimizer.param_groups):
-        for name in optimizer.defaults.keys() & group.keys():
-            value = group[name]
+        for name in optimizer.defaults:
+            value = group.get(name)
             if any(_is_nan(v) for v in (value if isinstance(value, (list, tuple)) else (value,))):
                 raise ValueError(f"Proximal: {name} of group {k} of the state must be a number, not nan.")
-        if group.get("fused") and (said := _misfits(optimizer, group["params"])):
+        if group.get("fused") and (said := _misfit(optimizer, group["params"], FUSED)):
             raise ValueError(f"Proximal: {said}.")
-    if any(p.device.type == "meta" for group in optimizer.param_groups for p in group["params"]):
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, p in enumerate(params):
+        if not isinstance(optimizer.state.get(p, {}), dict):
+            raise ValueError(f"Proximal: the state of parameter {i} must be a dictionary.")
+    if any(p.device.type == "meta" for p in params):
         return
     try:
         with warnings.catch_warnings():
@@ -232,17 +239,17 @@ def _is_nan(value: Any) -> bool:
 def _stand_in(optimizer: Optimizer) -> Optimizer:
     made = object.__new__(type(optimizer))
     made.__dict__.update({k: v for k, v in vars(optimizer).items() if k not in ("found_inf", "grad_scale")})
-    made.state, made.param_groups = type(optimizer.state)(dict), []
+    made.state, made.param_groups = defaultdict(dict), []
     for group in optimizer.param_groups:
-        held = {k: _on_cpu(v) for k, v in group.items() if k != "proximal"} | {"params": []}
+        held = {k: _on_cpu(v) if k in optimizer.defaults else v for k, v in group.items() if k != "proximal"}
+        held["params"] = []
         if group.get("capturable") or any(p.device.type != "cpu" for p in group["params"]):
             held |= {"capturable": False, "fused": None, "foreach": None}  # these ask for the device
+        some = any(optimizer.state.get(p) for p in group["params"])
         for p in group["params"]:
             state = optimizer.state.get(p, {})
-            taken = {d for v in state.values() if isinstance(v, torch.Tensor) and v.shape != p.shape for d in v.shape}
-            size = p.shape if p.numel() == 1 else (next(n for n in itertools.count(2) if n not in taken),)
-            z = torch.zeros(size, dtype=p.dtype, device="cpu")
-            if p.requires_grad or state:  # what is frozen need not have a state
+            z = torch.zeros(p.shape if p.numel() <= 1 else 2, dtype=p.dtype, device="cpu")
+            if state or (p.requires_grad and not some):  # what had no gradient need not have a state
                 z.grad = torch.zeros_like(z)
             if state:
                 made.state[z] = {name: _alike(value, p, z) for name, value in state.items()}
@@ -253,8 +260,12 @@ def _stand_in(optimizer: Optimizer) -> Optimizer:
 
 def _on_cpu(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_on_cpu(v) for v in value)
+        return tuple(map(_on_cpu, value))
     return value.to("cpu") if isinstance(value, torch.Tensor) else value
+
+
+def _fits(value: torch.Tensor, p: torch.Tensor) -> bool:
+    return value.shape == p.shape and value.layout in (p.layout, torch.strided)
 
 
 def _alike(value: Any, p: torch.Tensor, z: torch.Tensor) -> Any:
@@ -262,29 +273,29 @@ def _alike(value: Any, p: torch.Tensor, z: torch.Tensor) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     part = value.to_local() if hasattr(value, "to_local") else value
-    if value.numel() == 1 and part is value:
+    if part is value and (value.numel() == 1 or (value.numel() == 0 and p.numel() <= 1)):
         return value.detach().to("cpu", copy=True)
     one = torch.ones((), dtype=value.dtype, device="cpu")
-    if value.shape != p.shape or value.layout not in (p.layout, torch.strided):
-        return one.expand(value.shape)
+    if not _fits(value, p):
+        return one.expand(3)  # which no step can write to
     repeats = part.layout == torch.strided and any(
         s == 0 and n > 1 for s, n in zip(part.stride(), part.shape, strict=True)
     )
     return one.expand(z.shape) if repeats else one.repeat(z.shape)
 
 
-def _misfits(optimizer: Optimizer, params: list[torch.Tensor]) -> str:
-    """The first tensor of the state that is not as its parameter is; '' where there is none."""
+def _misfit(optimizer: Optimizer, params: list[torch.Tensor], names: Collection[str] = ()) -> str:
+    """The first tensor of the state, of these names if any are given, that is not as its parameter is; '' for none."""
     every = (p for group in optimizer.param_groups for p in group["params"])
     order = {id(p): i for i, p in enumerate(every)}
     for p in params:
         for name, value in optimizer.state.get(p, {}).items():
             what = f"{short(name)} of parameter {order[id(p)]} of the state"
-            if not isinstance(value, torch.Tensor) or name in CLOCKS:
+            if not isinstance(value, torch.Tensor) or name in CLOCKS or (names and name not in names):
                 continue
             if value.shape != p.shape:
                 return f"{what} is of shape {tuple(value.shape)}, and the parameter of shape {tuple(p.shape)}"
-            if value.layout not in (p.layout, torch.strided):
+            if not _fits(value, p):
                 return f"{what} is of layout {value.layout}, and the parameter of layout {p.layout}"
             part = value.to_local() if hasattr(value, "to_local") else value
             if part.layout == torch.strided and not part.is_meta:
@@ -304,10 +315,10 @@ def _fault(optimizer: Optimizer, error: Exception) -> str:
                 return f"{name} of group {k} of the state must be {wanted}, not {_shown(group[name])}"
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for i, p in enumerate(params):
-        for name in CLOCKS & optimizer.state.get(p, {}).keys():
+        for name in sorted(CLOCKS & optimizer.state.get(p, {}).keys()):
             if not finite(optimizer.state[p][name]):
                 return f"{name} of parameter {i} of the state must be one finite number"
-    if said := _misfits(optimizer, params):
+    if said := _misfit(optimizer, params):
         return said
     kind = type(optimizer).__name__
     if isinstance(error, KeyError):

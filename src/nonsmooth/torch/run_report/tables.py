@@ -51,12 +51,12 @@ def tried_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _outcome(row: Mapping[str, Any], key: str) -> str | float:
-    value = number(row.get(key))
+    value = number(row.get(key)) * (100 if key == "raising" else 1)
     if key == "loss_after" and row.get("diverged"):
         return "diverged"
     if not math.isfinite(value):
         return "—"
-    return 100 * value if key == "raising" else int(value) if key in ("steps", "zeros") else value
+    return int(value) if key in ("steps", "zeros") else value
 
 
 COLUMNS = ("operation", "class", "in module", "at", "calls", "numbers", "kinks each", "where", "on a kink", "returned")
