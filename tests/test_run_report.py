@@ -276,7 +276,7 @@ def test_findings_stand_gravest_first_with_all_they_say(page):
 
 def test_a_share_beyond_all_numbers_is_shown_as_none():
     page = render_run({"what_if": [WHAT_IF[0] | {"raising": -(2.0**1023)}]}, [])
-    assert page == render_run({"what_if": [WHAT_IF[0] | {"raising": "nan"}]}, [])
+    assert "steps that raised it, %" in page and ">—</td>" in page
 
 
 def test_what_was_tried_leaves_out_columns_without_a_number_and_says_diverged(page):
