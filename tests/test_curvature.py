@@ -158,8 +158,8 @@ def test_graphs_are_kept_where_they_are_small(monkeypatch):
     assert torch.equal(small(v), small(v)) and len(calls) == 12 and small.keep
     flat = torch.cat([g.reshape(-1) for g in torch.autograd.grad(cross_entropy(model(X), Y), params)])
     assert torch.allclose(small.gradient(), flat, atol=1e-14) and len(calls) == 12
-    assert len(small.draft().kept) == 2 and torch.allclose(
-        small.draft()(v),
+    assert len(small.draft().hessian.kept) == 2 and torch.allclose(
+        small.draft().hessian(v),
         0.5 * sum(Hessian(lambda i=i: cross_entropy(model(X[i : i + 2]), Y[i : i + 2]), params)(v) for i in (0, 16)),
     )
     monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", 1000)
@@ -278,18 +278,22 @@ def cramped(monkeypatch, more, k, name, seed, *, dtype=torch.float64, trusted=Fa
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_restart_loses_nothing(monkeypatch, k, name):
-    """The same values in any room, within tol; never another sign; residuals that are true; warm, few products more."""
+    """The same values in any room, within tol; never another sign; residuals that are true; warm, few products more.
+
+    In the least room a restart may forget the one among eigenvalues 2 % apart that the next ones are then taken for.
+    """
     spent = dict.fromkeys((0, 3, 1000), 0)
     for seed in range(4):
         for trusted in (False, True):
             for more in spent:
                 A, true, pairs = cramped(monkeypatch, more, k, name, seed, trusted=trusted)
-                assert off(A, pairs, k) < 1e-11
+                assert off(A, pairs, k) < 1e-10
                 nearest = abs(pairs.values[:, None] - np.array(SPECTRA[name])).min(axis=1)
                 assert (nearest <= pairs.residuals + 1e-11).all()
                 assert (pairs.values <= true + 1e-11).all()  # from below
                 if pairs.converged.all():
-                    assert (abs(pairs.values - true) <= np.maximum(1e-2 * abs(true), 1e-4 * pairs.norm)).all()
+                    within = 1e-2 if more == 1000 or trusted else 2e-2
+                    assert (abs(pairs.values - true) <= np.maximum(within * abs(true), 1e-4 * pairs.norm)).all()
                     assert (pairs.values * true > 0).all()
                 assert pairs.converged.all() or (more < 1000 and not trusted and pairs.products == 120)
                 spent[more] += trusted * pairs.products

@@ -70,8 +70,9 @@ def sharpness(
     """λ₁ ≥ … ≥ λ_k, the largest eigenvalues by value, of the Hessian or of P^{-½}HP^{-½} with P = `preconditioner`.
 
     `closure` returns the loss with its graph; or it is a list of closures, of (weight, closure), or `over(loader,
-    loss)`: then, where there are eight, products with every eighth of them guide those with all. `start` is
-    the result of the last call, along a run of training: then a few products do. P is a tensor or a number a parameter.
+    loss)`: then products with few of the rows (`few_rows`), or with every eighth of eight or more batches, guide those
+    with all. `start` is the result of the last call, along a run of training: then a few products do. P is a tensor or
+    a number a parameter.
     An eigenvalue that is there more than k times is seen at most k times. `seed` is of the start vector alone.
 
     Raises ValueError, in one sentence, for a k that is not from 1 to the number of parameters, a tol outside of
@@ -112,13 +113,12 @@ def sharpness_of(
         slope = hessian.gradient() if hessian.batches.count > 1 else None
         draft = hessian.draft()
         if draft is not None:
-            slope = draft.gradient() if slope is None else slope
+            slope = draft.hessian.gradient() if slope is None else slope
             given = _noise(hessian, 1, generator)[:, 0]
             if slope is not None and bool(slope.any()):  # most of it lies along the large eigenvectors
                 given = slope / torch.linalg.vector_norm(slope) + NOISE * given / torch.linalg.vector_norm(given)
-            pairs, drafted = guided(hessian, draft, given, k, tol, max_products, generator)
-            spent = drafted * draft.batches.count / hessian.batches.count
-            return _record(pairs, k, tol, pairs.products + math.ceil(spent))
+            pairs, drafted = guided(hessian, draft.hessian, given, k, tol, max_products, generator)
+            return _record(pairs, k, tol, pairs.products + math.ceil(draft.spent + drafted * draft.share))
         given = _noise(hessian, min(k + 1, dim), generator)
     else:
         vectors = start.vectors if isinstance(start, Sharpness) else start

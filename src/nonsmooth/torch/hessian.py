@@ -6,14 +6,18 @@ Hessian is that of the piece that autodiff differentiates: of a piecewise linear
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.undisturbed import streams, undisturbed
@@ -26,9 +30,15 @@ Part = tuple[float, Closure]
 WIDE = 1 << 20
 """Up to this many parameters vectors are in float64, whatever the parameters are in."""
 EIGHTH = 8
-"""A draft has each of so many batches."""
+"""A draft of batches has each of so many."""
+TENTH, THIRTIETH = 10, 30
+"""A draft of rows has one of so many: those with the largest losses, and others in the place of the rest."""
+FEW = 240
+"""Of fewer rows no draft is made."""
+FORWARD = 0.25
+"""What the rows' losses cost, in products."""
 KEPT = 1 << 28
-"""Up to so many bytes the graphs of all parts are kept between products, unless told otherwise."""
+"""Up to so many bytes the graphs of all parts are kept between products, unless told otherwise; and a draft's rows."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Batches:
 
     With `keep` the graphs of all parts stay in memory between products, which then take some 0.6 of the time; without
     it one part's graph is held at a time; with None they stay where, judged by the first, they take 256 MiB at most.
-    `generators` are put back between passes, as the global ones are.
+    `generators` are put back between passes, as the global ones are. `rows` gives a loss that is near this one, of
+    few rows, and their share of all; or None.
 
     >>> w = torch.tensor([2.0], requires_grad=True)
     >>> loss = Batches(lambda: iter([(3.0, lambda: w.square().sum()), (1.0, lambda: 5 * w.square().sum())]), 2)
@@ -49,10 +60,11 @@ class Batches:
     count: int
     keep: bool | None = None
     generators: tuple[torch.Generator, ...] = ()
+    rows: Callable[[], tuple[Batches, float] | None] = lambda: None
 
     def every(self, step: int) -> Batches:
         """Each `step`-th part, from the first on: of data in some order a fairer sample than the first ones."""
-        return Batches(lambda: islice(self.parts(), 0, None, step), -(-self.count // step), True, self.generators)
+        return Batches(lambda: islice(self.parts(), 0, None, step), -(-self.count // step), None, self.generators)
 
 
 def over(
@@ -66,7 +78,8 @@ def over(
 
     A batch's size is the length of its first tensor; give `size` where it is something else. The loader is gone
     through once for each product, with random numbers, its own generator's included, as they were the first time;
-    it must give the same batches each time: no generator object. See `Batches` for `keep`.
+    it must give the same batches each time: no generator object. See `Batches` for `keep`. Where the batches are
+    tensors, or tuples or dicts of them, `rows` is `few_rows`: then each row's loss is evaluated once by itself.
 
     >>> x = torch.tensor([1.0, 2.0, 4.0])
     >>> w = torch.tensor([1.0], requires_grad=True)
@@ -85,7 +98,71 @@ def over(
         for batch in batches:
             yield float(measure(batch)), lambda batch=batch: loss(batch)  # type: ignore[misc]
 
-    return Batches(parts, len(batches), keep, tuple(own.values()))  # type: ignore[arg-type]
+    def rows() -> tuple[Batches, float] | None:
+        return None if size else few_rows(batches, loss, tuple(own.values()))
+
+    return Batches(parts, len(batches), keep, tuple(own.values()), rows)  # type: ignore[arg-type]
+
+
+def few_rows(
+    batches: Iterable[Any],
+    loss: Callable[[Any], torch.Tensor],
+    generators: Sequence[torch.Generator] = (),
+    begin: float = 0.5,
+) -> tuple[Batches, float] | None:
+    """A loss like the mean of `loss` over all rows, of every tenth to thirtieth of them; and their share.
+
+    The tenth of the rows with the largest |loss| is there as it is. Of the rest, in the order of |loss|, there is one
+    row in so many, with the weight of all: over `begin` from 0 to 1 the mean of the draft is the whole. For cross
+    entropy the curvature 1 − Σp² of a row grows with its loss: late in training few rows carry the Hessian, and these
+    are they.
+
+    None for fewer than 240 rows, where the rows taken would be more than 256 MiB, and where a row has no loss of its
+    own: batches of something else, batch statistics, dropout, `.item()`.
+
+    >>> x = torch.arange(300.0)
+    >>> some, share = few_rows(x.split(100), lambda batch: batch.mean())
+    >>> [(weight, part().item()) for weight, part in some.parts()], round(share, 3)
+    ([(30.0, 284.5), (270.0, 134.5)], 0.133)
+    """
+    try:
+        with undisturbed(*generators), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operations that are slow by rows
+            alone = vmap(lambda row: loss(tree_map(lambda t: t[None], row)))
+            found, held = [], 0
+            for batch in batches:
+                found.append(alone(batch).reshape(-1).cpu())
+                held += sum(t.nbytes for t in tree_leaves(batch))
+        lengths, size = [len(a) for a in found], torch.cat(found).abs()
+        share = 1 / TENTH + 1 / THIRTIETH
+        if len(size) < FEW or share * held > KEPT or not bool(size.isfinite().all()):
+            return None
+        order, first = size.argsort(descending=True, stable=True), len(size) // TENTH
+        rest, count = order[first:], len(size) // THIRTIETH
+        others = rest[((torch.arange(count) + begin) * (len(rest) / count)).long()]
+        longest = max(lengths)
+        with undisturbed(*generators):
+            top, spread = (_taken(batches, lengths, which, longest) for which in (order[:first], others))
+    except Exception:  # whatever the user's loss says to a row alone
+        return None
+    parts = [(float(n), lambda b=b: loss(b)) for n, b in top]
+    parts += [(n * len(rest) / count, lambda b=b: loss(b)) for n, b in spread]
+    return Batches(lambda: iter(parts), len(parts), None, tuple(generators)), (first + count) / len(size)
+
+
+def _taken(batches: Iterable[Any], lengths: Sequence[int], which: torch.Tensor, most: int) -> list[tuple[int, Any]]:
+    """The rows `which` of all, in batches of at most so many; each with its length."""
+    pieces, at = [], 0
+    for batch, length in zip(batches, lengths, strict=True):
+        if any(len(t) != length for t in tree_leaves(batch)):
+            raise ValueError("few_rows: what has no rows, or others than the losses, cannot be taken apart.")
+        own = which[(which >= at) & (which < at + length)] - at
+        if len(own):
+            pieces.append(tree_map(lambda t, own=own: t[own.to(t.device)], batch))
+        at += length
+    whole = tree_map(lambda *ts: torch.cat(ts), *pieces)
+    ends = [(i, min(i + most, len(which))) for i in range(0, len(which), most)]
+    return [(b - a, tree_map(lambda t, a=a, b=b: t[a:b], whole)) for a, b in ends]
 
 
 @dataclass
@@ -148,13 +225,25 @@ class Hessian:
             raise ValueError(f"{self.who}: a product with the Hessian is not finite; the loss has no curvature here.")
         return out if self.root is None else out.mul_(self.root)
 
-    def draft(self) -> Hessian | None:
-        """The same with every eighth of the batches; None where there are fewer than eight."""
+    def draft(self) -> Draft | None:
+        """The same with few of the rows, or every eighth of the batches; None where there are fewer than eight."""
+        with undisturbed(self.params, self.batches.generators):
+            rows = self.batches.rows()
+        if rows is not None:
+            with contextlib.suppress(Exception):  # a loss that is not of any number of rows
+                made = self._like(rows[0])
+                for _ in made._slopes():
+                    pass
+                return Draft(made, rows[1], FORWARD)
         if self.batches.count < EIGHTH:
             return None
-        some, kept = self.batches.every(EIGHTH), self.kept[::EIGHTH]
-        made = Hessian(some, self.params, sign=self.sign, who=self.who, kept=kept)
+        some = self.batches.every(EIGHTH)
+        return Draft(self._like(some, self.kept[::EIGHTH]), some.count / self.batches.count, 0.0)
+
+    def _like(self, some: Batches, kept: Sequence[tuple[float, list[torch.Tensor]]] = ()) -> Hessian:
+        made = Hessian(some, self.params, sign=self.sign, who=self.who, kept=list(kept))
         made.root, made.added = self.root, self.added
+        made.keep = bool(kept) or made.keep  # other graphs than one's own are not to be used up
         return made
 
     def gradient(self) -> torch.Tensor | None:
@@ -260,6 +349,20 @@ class Hessian:
         if not bool(((flat > 0) & flat.isfinite()).all()):
             raise ValueError(f"{self.who}: the preconditioner must be finite and above 0.")
         return None if bool((flat == 1).all()) else flat.rsqrt_()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A Hessian of some of the data, their share of all, and what it took to choose them, in products with all.
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> Hessian([lambda: w.exp().sum()] * 16, [w]).draft().share
+    0.125
+    """
+
+    hessian: Hessian
+    share: float
+    spent: float
 
 
 def _held(slopes: Iterable[torch.Tensor]) -> int:

@@ -30,8 +30,12 @@ BACK = 2
 """Over how many of the last products, guided ones, the growth of a value is looked at."""
 FIRST = 3
 """The products with the draft, beside k, before the first one with the operator."""
-GUIDED_SETS = 6
-"""Known and drafted vectors, their images, and the first two in one."""
+SOLVED = 0.05
+"""A Ritz pair of B with a residual of this share of its value is worth a product with A."""
+MORE = 6
+"""The most products with the draft between two with the operator, twice that where it has not converged."""
+GUIDED_SETS = 4
+"""The subspace, its images by the draft and by the operator, and residuals."""
 ROOM = 1 << 26
 """The bytes that a subspace and its image may take; k + 3 vectors of each they always may."""
 CHUNK = 1 << 20
@@ -215,10 +219,11 @@ def guided(
 ) -> tuple[Pairs, int]:
     """The k largest eigenvalues of A with the help of a cheap D that resembles it; and the products with D.
 
-    A is known on the rows of Q, from products; elsewhere it is taken to be D: B = A − (1 − QᵀQ)(A − D)(1 − QᵀQ). From
-    `start`, products go to where an eigenvector of B leaves the span of Q most, the Ritz pairs of B being improved
-    by products with D. A value is B's; its residual is that of the Ritz vector within Q with this value, so it is true
-    of A whatever D is. Its error is max(residual, change over the last two products), for D may hide an eigenvector.
+    A is known on the rows of Q, from products; elsewhere it is taken to be D: B = A − (1 − QᵀQ)(A − D)(1 − QᵀQ). The
+    subspace W grows by products with D along residuals of Ritz pairs of B, until those are `SOLVED`; then a product
+    with A goes to where a Ritz vector leaves the span of Q most, Q staying within W. A value is B's; its residual is
+    that of the Ritz vector within Q with this value, so it is true of A whatever D is. Its error is max(residual,
+    change over the last two products), for D may hide an eigenvector.
     Source: generalised Davidson, Morgan & Scott 1986, with B in the place of their preconditioner.
 
     >>> A, rng = torch.diag(torch.tensor([1.0, 3.0, -9.0], dtype=torch.float64)), torch.Generator().manual_seed(0)
@@ -229,79 +234,138 @@ def guided(
     dim, rounding = len(start), torch.finfo(start.dtype).eps
     most = min(max_products, dim)
     room = min(max(2 * k + 4, _room(start, k, GUIDED_SETS)), most)
-    Q = AQ = C = DC = start.new_empty(0, dim)
-    drafted = products = 0
-    last = np.zeros((0, k))
-
-    def widen(v: torch.Tensor) -> None:
-        """Another row of C: v less what is in Q and C, or a random one where nothing is left of it."""
-        nonlocal C, DC, drafted
-        known = torch.cat([Q, C])
-        if len(known) < dim:
-            c = _orthogonal(v, known)
-            c = _fresh(known, dim, generator) if c is None else c
-            C, DC = torch.cat([C, c[None]]), torch.cat([DC, draft(c).to(start.dtype)[None]])
-            drafted += 1
-
-    def pairs_of_draft() -> tuple[np.ndarray, torch.Tensor]:
-        across = torch.cat([AQ @ Q.T, AQ @ C.T], 1)
-        S = torch.cat([across, torch.cat([across[:, len(Q) :].T, DC @ C.T], 1)])
-        theta, U = torch.linalg.eigh((S + S.T) / 2)
-        return theta.flip(0).cpu().numpy().astype(float), U.flip(1)
-
-    def image(u: torch.Tensor) -> torch.Tensor:
-        """B x for x = Σ uᵢ (Q, C)ᵢ."""
-        a, c = u[: len(Q)], u[len(Q) :]
-        outside = c @ DC
-        return a @ AQ + outside + ((AQ @ (c @ C)) - Q @ outside) @ Q
-
-    widen(start)
+    span = Span(draft, generator, start.new_empty(min(room + k + 1 + MORE, dim), dim), start.new_empty(room, dim))
+    span.widen(start)
     for _ in range(FIRST + k - 1):
-        widen(DC[-1])
+        span.widen(span.DW[span.S.shape[0] - 1])
     past: list[np.ndarray] = [np.full(k, np.inf)] * BACK
-    u = torch.zeros(len(C), dtype=start.dtype, device=start.device)
-    u[0] = 1.0
+    last, products, not_yet = np.zeros((0, k)), 0, False
     while True:
-        c = u / torch.linalg.vector_norm(u)
-        q = _orthogonal(c @ C, Q)
-        q = _fresh(Q, dim, generator) if q is None else q
-        turn = torch.linalg.qr(torch.cat([c[:, None], torch.eye(len(c)).to(c)], 1))[0][:, 1:].T
-        C, DC = turn @ C, turn @ DC
-        Q, AQ = torch.cat([Q, q[None]]), torch.cat([AQ, product(q).to(start.dtype)[None]])
+        span.improve(k, tol, int(not_yet))
+        span.know(product, k)
         products += 1
-        for i in range(min(2, k)):
-            theta, U = pairs_of_draft()
-            i = (len(Q) + i) % min(k, len(theta))
-            widen(image(U[:, i]) - float(theta[i]) * (U[:, i] @ torch.cat([Q, C])))
-        theta, U = pairs_of_draft()
-        norm = float(np.abs(theta).max())
-        if len(Q) >= k:
-            within, W = torch.linalg.eigh((AQ @ Q.T + Q @ AQ.T) / 2)
-            W = W.flip(1)[:, : k + 2].T
-            within = within.flip(0).cpu().numpy().astype(float)[: len(W)]
+        span.improve(k, tol)
+        theta, _ = span.pairs()
+        norm, n = float(np.abs(theta).max()), len(span.X)
+        if not_yet := n >= k:
+            within, K = np.linalg.eigh((span.G @ span.X.T + span.X @ span.G.T) / 2)
+            within, K = within[::-1][: k + 2], K[:, ::-1][:, : k + 2].copy()
+            V = _like(K, span.W).T @ span.AQ[:n]
+            Z = _like(span.X.T @ K, span.W).T @ span.W[: span.X.shape[1]]
+            V -= _like(within.copy(), V)[:, None] * Z
+            r = torch.linalg.vector_norm(V, dim=1).cpu().numpy().astype(float)
             values = theta[:k]
-            V = W @ Q
-            r = torch.linalg.vector_norm(W @ AQ - torch.as_tensor(within).to(V)[:, None] * V, dim=1)
-            residuals = np.hypot(r.cpu().numpy().astype(float)[:k], values - within[:k])
+            residuals = np.hypot(r[:k], values - within[:k])
             error = np.maximum(np.maximum(np.abs(values - past[-BACK]), residuals), 4 * rounding * norm)
             done = good(values, error, tol, norm)
-            if done.all() or len(Q) == dim or products >= max_products:
-                return Pairs(values.copy(), residuals, error, V.T.contiguous(), norm, products, done), drafted
-            del V
+            if done.all() or n == dim or products >= max_products:
+                return Pairs(values.copy(), residuals, error, Z.T.contiguous(), norm, products, done), span.drafted
+            del V, Z
+            if n == room:
+                span.forget(_thick(K, last, k, room))
+                K = np.eye(len(span.X))
+            last = K[:, :k]
         past.append(np.pad(theta[:k], (0, max(0, k - len(theta))), constant_values=np.inf))
-        outside = torch.linalg.vector_norm(U[len(Q) :, :k], dim=0).cpu().numpy().astype(float)
-        u = U[len(Q) :, int(np.argmax(np.abs(theta[: len(outside)]) * outside**2))]
-        if not float(torch.linalg.vector_norm(u)) > 1e3 * rounding:
-            u = torch.eye(len(C)).to(C)[-1]
-        if room < most and len(C) > room:  # what leads outside of Q, u first
-            L = torch.linalg.qr(torch.cat([u[:, None], U[len(Q) :, : k + 1]], 1))[0].T
-            C, DC, u = L @ C, L @ DC, L @ u
-        if room < most and len(Q) >= k:
-            ritz = W.T.cpu().numpy().astype(float)
-            if len(Q) == room:
-                K = _like(_thick(ritz, last, k, room), Q)
-                Q, AQ, ritz = K.T @ Q, K.T @ AQ, np.eye(K.shape[1])
-            last = ritz[:, :k]
+
+
+@dataclass
+class Span:
+    """The orthonormal rows W and D's images of them; Q = XW and A's images of that, in the first rows of each.
+
+    S = W D Wᵀ and G = Q A Wᵀ, so that what is small stays small: no long vector is touched but to make a new one.
+
+    >>> span = Span(lambda v: 2 * v, torch.Generator(), torch.empty(3, 3), torch.empty(2, 3))
+    >>> span.widen(torch.tensor([3.0, 0.0, 0.0]))
+    >>> span.know(lambda v: 5 * v, 1)
+    >>> span.S.tolist(), span.pairs()[0].tolist()
+    ([[2.0]], [5.0])
+    """
+
+    draft: Product
+    generator: torch.Generator
+    W: torch.Tensor
+    AQ: torch.Tensor
+    drafted: int = 0
+
+    def __post_init__(self) -> None:
+        self.DW = torch.empty_like(self.W)
+        self.S = self.X = self.G = np.zeros((0, 0))
+
+    def widen(self, v: torch.Tensor | None) -> None:
+        """Another row of W: v less what is in W, or a random one where nothing is left of it; none if W is whole."""
+        n, m = self.X.shape
+        if m == self.W.shape[1]:
+            return
+        w = None if v is None else _orthogonal(v, self.W[:m])
+        w = _fresh(self.W[:m], self.W.shape[1], self.generator) if w is None else w
+        self.W[m], self.DW[m] = w, self.draft(w).to(w.dtype)
+        self.drafted += 1
+        self.S = np.pad(self.S, (0, 1))
+        self.S[m] = self.S[:, m] = _small(self.W[: m + 1] @ self.DW[m])
+        self.X = np.pad(self.X, ((0, 0), (0, 1)))
+        self.G = np.column_stack([self.G, _small(self.AQ[:n] @ w)])
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The Ritz values of B, the largest first, and the coordinates of the vectors in W."""
+        M = self.X.T @ (self.G - self.X @ self.S)
+        B = self.S + M + M.T - M @ self.X.T @ self.X
+        theta, U = np.linalg.eigh((B + B.T) / 2)
+        return theta[::-1], U[:, ::-1]
+
+    def improve(self, k: int, tol: float, least: int = 0) -> None:
+        """Widen W by residuals of the k leading pairs of B, the worst first, until they are solved; `least` times."""
+        for done in range(MORE):
+            m = self.X.shape[1]
+            if m == self.W.shape[1]:
+                return
+            if m == len(self.W):
+                self._narrow(k)
+                m = self.X.shape[1]
+            theta, U = self.pairs()
+            inside = self.X @ U[:, :k]
+            beyond = U[:, :k] - self.X.T @ inside
+            R = _like(beyond, self.W).T @ self.DW[:m] + _like(inside, self.W).T @ self.AQ[: len(inside)]
+            R -= _like(self.S @ beyond + self.G.T @ inside, self.W).T @ self.W[:m]
+            r = _small(torch.linalg.vector_norm(R, dim=1))
+            share = r / np.maximum(np.maximum(np.abs(theta[:k]), tol * np.abs(theta).max()), np.finfo(float).tiny)
+            worst = int(np.argmax(share))
+            if done >= least and share[worst] <= SOLVED:
+                return
+            self.widen(R[worst])
+
+    def know(self, product: Product, k: int) -> None:
+        """Another row of Q, and its product with A: of the k leading Ritz vectors where one leaves Q most."""
+        if len(self.X) == self.X.shape[1]:
+            self.widen(None)
+        theta, U = self.pairs()
+        beyond = U[:, :k] - self.X.T @ (self.X @ U[:, :k])
+        x = beyond[:, int(np.argmax(np.abs(theta[:k]) * (beyond**2).sum(axis=0)))]
+        if not np.linalg.norm(x) > 1e3 * torch.finfo(self.W.dtype).eps:
+            outside = np.eye(len(U)) - self.X.T @ self.X
+            x = outside[:, int(np.argmax(np.diag(outside)))]
+        for _ in range(2):
+            x = x - self.X.T @ (self.X @ x)
+            x = x / np.linalg.norm(x)
+        n, m = self.X.shape
+        self.AQ[n] = product(_like(x, self.W) @ self.W[:m]).to(self.W.dtype)
+        self.X = np.vstack([self.X, x])
+        self.G = np.vstack([self.G, _small(self.W[:m] @ self.AQ[n])])
+
+    def forget(self, K: np.ndarray) -> None:
+        """Of Q only the combinations K."""
+        _combine(self.AQ, K)
+        self.X, self.G = K.T @ self.X, K.T @ self.G
+
+    def _narrow(self, k: int) -> None:
+        """Of W only Q and the k + 1 leading Ritz vectors."""
+        K = np.linalg.qr(np.hstack([self.X.T, self.pairs()[1][:, : k + 1]]))[0]
+        for rows in (self.W, self.DW):
+            _combine(rows, K)
+        self.S, self.X, self.G = K.T @ self.S @ K, self.X @ K, self.G @ K
+
+
+def _small(t: torch.Tensor) -> np.ndarray:
+    return t.cpu().numpy().astype(float)
 
 
 def _orthogonal(v: torch.Tensor, Q: torch.Tensor) -> torch.Tensor | None:

@@ -1,0 +1,164 @@
+"""Drafts of the Hessian from few rows: their weights, what they save, what has none, and that nothing is disturbed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import BatchNorm1d, Dropout, Linear, ReLU, Sequential, Tanh
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from nonsmooth.torch.curvature import sharpness
+from nonsmooth.torch.hessian import Hessian, few_rows, over
+from test_curvature import dense, net
+
+MANY = torch.randn(300, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+LABELS = torch.randint(0, 3, (300,), generator=torch.Generator().manual_seed(3))
+BATCHES = {
+    "tuples": lambda x, y: (x, y),
+    "dicts": lambda x, y: {"x": x, "y": y},
+    "nested": lambda x, y: [{"x": x}, (y, y)],
+    "tensors": lambda x, y: torch.cat([x, y[:, None]], 1),
+}
+
+
+def taken_apart(kind, batch):
+    if kind == "tensors":
+        return batch[:, :5], batch[:, 5].long()
+    return {"tuples": lambda: batch, "dicts": lambda: batch.values(), "nested": lambda: (batch[0]["x"], batch[1][0])}[
+        kind
+    ]()
+
+
+def loss_of(model, kind):
+    def loss(batch):
+        x, y = taken_apart(kind, batch)
+        return cross_entropy(model(x), y)
+
+    return loss
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_drafts_of_rows_are_the_whole_in_the_mean(kind):
+    """30 rows of 300 and 10 of the other 270, which begin at 27 places; the ragged last batch among them."""
+    model = net(8)
+    params, v = list(model.parameters()), torch.linspace(-1, 1, 66).double()
+    batches = [BATCHES[kind](x, y) for x, y in zip(MANY.split(64), LABELS.split(64), strict=True)]
+    with torch.no_grad():
+        losses = cross_entropy(model(MANY), LABELS, reduction="none")
+    hard = losses.topk(30)
+    products, unweighted = [], []
+    for j in range(27):
+        some, share = few_rows(batches, loss_of(model, kind), begin=(j + 0.5) / 27)
+        assert share == pytest.approx(40 / 300) and [w for w, _ in some.parts()] == [30.0, 270.0]
+        (_, top), (_, rest) = some.parts()
+        assert top().item() == pytest.approx(hard.values.mean().item(), rel=1e-12)
+        products.append(Hessian(some, params)(v))
+        unweighted.append(Hessian([(30, top), (10, rest)], params)(v))
+    whole = Hessian(lambda: cross_entropy(model(MANY), LABELS), params)(v)
+    assert torch.allclose(torch.stack(products).mean(0), whole, atol=1e-12)
+    assert not torch.allclose(torch.stack(unweighted).mean(0), whole, rtol=0.05)  # where the test would reject it
+
+
+def test_rows_that_would_take_much_memory_are_left(monkeypatch):
+    loss, batches = loss_of(net(8), "tuples"), list(zip(MANY.split(64), LABELS.split(64), strict=True))
+    held = (MANY.nbytes + LABELS.nbytes) * (1 / 10 + 1 / 30)
+    monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", held + 1)
+    assert few_rows(batches, loss) is not None
+    monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", held - 1)
+    assert few_rows(batches, loss) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_guided_by_rows(seed):
+    """A loss, its negative, or a mixture of both signs; with weights so large that few rows carry the Hessian, too."""
+    model, sign, k = net(seed, kink=(Tanh, ReLU)[seed % 2]), (1, -1, 0.3)[seed % 3], 1 + seed % 4
+    with torch.no_grad():
+        model[2].weight.mul_((1, 6)[seed // 2 % 2])
+    params = list(model.parameters())
+    one = lambda x, y: sign * cross_entropy(model(x), y) - (sign == 0.3) * model(x).square().mean()  # noqa: E731
+    loss = over(list(zip(MANY.split(64), LABELS.split(64), strict=True)), lambda b: one(*b))
+    assert loss.rows() is not None
+    true = torch.linalg.eigvalsh(dense(loss, params)).numpy()[::-1][:k]
+    found = sharpness(loss, params, k=k, seed=seed)
+    assert (abs(found.value - true) <= found.residual + 1e-12).all()
+    assert found.converged
+    assert (abs(found.value - true) <= np.maximum(1e-2 * abs(true), 1e-4 * found.norm)).all()
+    assert (found.value * true >= 0).all()
+
+
+def test_rows_are_near_the_whole_where_few_carry_it():
+    """Labels that are the model's own, which it is sure of but near borders; beside it every eighth of the batches."""
+    rows, batches = [], []
+    for seed in range(3):
+        model = net(seed)
+        with torch.no_grad():
+            model[2].weight.mul_(400)
+            y = model(MANY).argmax(1)
+        data, params = list(zip(MANY.split(10), y.split(10), strict=True)), list(model.parameters())
+        loss = lambda b, model=model: cross_entropy(model(b[0]), b[1])  # noqa: E731
+        whole = dense(lambda model=model, y=y: cross_entropy(model(MANY), y), params)
+        for own, into in (({}, rows), ({"size": lambda b: len(b[0])}, batches)):  # a size of its own: no rows
+            draft = Hessian(over(data, loss, **own), params).draft()
+            off = dense(draft.hessian.batches, params) - whole
+            into.append(float(torch.linalg.matrix_norm(off, 2) / torch.linalg.matrix_norm(whole, 2)))
+    assert max(rows) < 0.2 and min(batches) > 0.8
+
+
+def test_what_has_no_rows_is_left_alone():
+    """Batch statistics, dropout, .item(), other lengths, a name, few rows: no draft of rows, and nothing changed."""
+    torch.manual_seed(0)
+    plain, norm = net(1), Sequential(Linear(5, 6), BatchNorm1d(6), Tanh(), Linear(6, 3)).double()
+    drop, rng = Sequential(Linear(5, 6), Dropout(0.5), Linear(6, 3)).double(), torch.Generator().manual_seed(5)
+    loader = DataLoader(TensorDataset(MANY, LABELS), batch_size=64, shuffle=True, generator=rng)
+
+    def drawn(batch):
+        return cross_entropy(plain(batch[0]), batch[1]) + 0 * np.random.rand() + 0 * float(torch.rand(()))
+
+    for model in (plain, norm, drop):
+        cross_entropy(model(MANY), LABELS).backward()
+    params = [p for model in (plain, norm, drop) for p in model.parameters()]
+
+    def state():
+        drawn = (torch.get_rng_state(), rng.get_state(), torch.from_numpy(np.random.get_state()[1].astype(np.int64)))
+        return [t.clone() for t in (*norm.buffers(), *(p.grad for p in params), *drawn)]
+
+    item = lambda b: cross_entropy(plain(b[0]), b[1]) * (1 if b[0].sum().item() > 0 else 2)  # noqa: E731
+    on = {
+        "batch statistics": (loader, loss_of(norm, "tuples"), norm),
+        "dropout": (loader, loss_of(drop, "tuples"), drop),
+        "item": (loader, item, plain),
+        "lengths": ([(MANY, LABELS, MANY[:7])], lambda b: cross_entropy(plain(b[0]), b[1]), plain),
+        "a name": ([(MANY, LABELS, "name")], lambda b: cross_entropy(plain(b[0]), b[1]), plain),
+        "few rows": ([(MANY[:200], LABELS[:200])], loss_of(plain, "tuples"), plain),
+        "not finite": ([(MANY, LABELS)], lambda b: (cross_entropy(plain(b[0]), b[1]) - 9).log(), plain),
+    }
+    before = state()
+    for name, (data, loss, model) in on.items():
+        hessian = Hessian(over(data, loss), list(model.parameters()))
+        assert hessian.batches.rows() is None and hessian.draft() is None, name
+        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True)), name
+    for loss, model in ((loss_of(norm.eval(), "tuples"), norm), (drawn, plain)):
+        hessian = Hessian(over(loader, loss), list(model.parameters()))
+        draft = hessian.draft()
+        assert (draft is not None) == (model is norm) or draft.share < 0.14
+        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    model = norm.train()
+    assert sharpness(over(loader, loss_of(model, "tuples")), list(model.parameters())).converged
+
+
+def test_a_loss_that_is_not_of_any_number_of_rows():
+    """One row alone and the batches of 20 have a loss, other numbers have none: every eighth batch is the draft."""
+    model = net(2)
+
+    def loss(batch):
+        if len(batch[0]) not in (1, 20):
+            raise ValueError("twenty rows, please")
+        return cross_entropy(model(batch[0]), batch[1])
+
+    params, data = list(model.parameters()), list(zip(MANY.split(20), LABELS.split(20), strict=True))
+    hessian = Hessian(over(data, loss), params)
+    assert hessian.batches.rows() is not None and hessian.draft().share == 2 / 15
+    true = torch.linalg.eigvalsh(dense(lambda: cross_entropy(model(MANY), LABELS), params))[-1].item()
+    assert sharpness(over(data, loss), params).value[0] == pytest.approx(true, rel=1e-2)
