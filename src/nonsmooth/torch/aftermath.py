@@ -8,7 +8,7 @@ from collections import deque
 
 __all__ = ["Aftermath"]
 
-WINDOW = 8
+WINDOW = 16
 """The steps after a probe that are compared with the usual ones."""
 USUAL = 15
 """The intervals whose median is the usual one."""
@@ -23,7 +23,7 @@ class Aftermath:
     >>> sum(after.step(0.001) for _ in range(20))  # without a probe: nothing
     0
     >>> after.probed()
-    >>> round(sum(after.step(s) for s in (0.002, 0.0015, *[0.001] * 6)), 6)
+    >>> round(sum(after.step(s) for s in (0.002, 0.0015, *[0.001] * 14)), 6)
     0.0015
     """
 

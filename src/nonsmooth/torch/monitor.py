@@ -36,6 +36,8 @@ WINDOW = 16
 """The consecutive steps over which signs of weights are followed."""
 SIDE = 0.15
 """The share of the budget that traces of the weights, and windows of their signs, may each take."""
+RESERVE = 0.05
+"""The share of the budget that is held back for what no clock of ours sees: calls of hooks, caches that are cold."""
 APART = 1.1
 """How far apart, by this factor, the steps are at which the allowance pays."""
 FIRST = 8.0
@@ -272,7 +274,8 @@ class Monitor:
         if granted in kinds and self._granted + self._cost[granted] <= self.allowance:
             self._granted += self._cost[granted]  # on a grid of steps, so that two runs have them in common
             return granted
-        elapsed, spent, budget = self._elapsed(), self.spent - self._paused, self.budget
+        elapsed, spent = self._elapsed(), self.spent - self._paused
+        budget = (1 - RESERVE) * self.budget
         for kind in sorted(kinds, key=lambda k: (bool(self._made[k]), self._used[k])):
             cost = self._cost[kind]
             affordable = spent + cost <= budget * (elapsed + cost)
