@@ -39,20 +39,28 @@ MIB = 2**20
 Point = dict[str, float]
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(peak: bool = False) -> int:
+    """Bytes of resident memory, now or at its peak (Linux)."""
+    line = "VmHWM:" if peak else "VmRSS:"
+    return 1024 * int(Path("/proc/self/status").read_text().partition(line)[2].split()[0])
+
+
+def rest() -> int:
+    """Bytes of resident memory now, where the peak begins anew."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident()
 
 
 def timed(do: Callable[[], Any], repeats: int = REPEATS) -> Point:
     """Median seconds after a first call, that call's seconds, and by how much the peak of memory rose."""
-    gc.collect()
-    before = peak()
+    before = rest()
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
         do()
         seconds.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(seconds[1:]), "first": seconds[0], "memory": peak() - before}
+    return {"seconds": statistics.median(seconds[1:]), "first": seconds[0], "memory": resident(peak=True) - before}
 
 
 # --- the lab -------------------------------------------------------------------------------------------------------
@@ -68,7 +76,13 @@ def sweep_runs(runs: int) -> Point:
         seconds = time.perf_counter() - began
         stored, files = size(Path(folder))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"seconds": seconds, "memory": max(peak(), children), "parent": peak(), "stored": stored, "files": files}
+    return {
+        "seconds": seconds,
+        "memory": max(resident(True), children),
+        "parent": resident(True),
+        "stored": stored,
+        "files": files,
+    }
 
 
 def simulated(objective: Any, runs: int, steps: int, **options: Any) -> Point:
@@ -210,13 +224,12 @@ def monitor_steps(steps: int) -> Point:
     with tempfile.TemporaryDirectory() as folder:
         with Monitor(model, optimizer, lambda: cross_entropy(model(x), y), budget=1.0, folder=folder):
             train(20)  # what it takes once
-        gc.collect()
-        before, began = peak(), time.perf_counter()
+        before, began = rest(), time.perf_counter()
         with Monitor(model, optimizer, lambda: cross_entropy(model(x), y), folder=Path(folder) / "run") as monitor:
             train(steps)
         seconds = time.perf_counter() - began
         stored = (Path(folder) / "run" / "rows.jsonl").stat().st_size
-    return {"seconds": seconds, "memory": peak() - before, "stored": stored, "rows": len(monitor.rows)}
+    return {"seconds": seconds, "memory": resident(peak=True) - before, "stored": stored, "rows": len(monitor.rows)}
 
 
 def proximal_parameters(parameters: int) -> Point:
@@ -230,7 +243,7 @@ def proximal_parameters(parameters: int) -> Point:
     w.grad = torch.randn(parameters, generator=torch.Generator().manual_seed(1))
     bare = torch.optim.Adam([w], lr=1e-3, fused=True)
     alone = timed(bare.step, 10)
-    made = Proximal(torch.optim.Adam([w], lr=1e-3, fused=True), L1(1e-3))
+    made = Proximal(bare, L1(1e-3))
     return timed(made.step, 10) | {"adam": alone["seconds"]}
 
 
@@ -270,7 +283,7 @@ def recorded() -> dict[tuple[str, int], Point]:
 
 
 def slope(points: list[Point], of: str) -> float:
-    x, y = (np.log([max(p[name], 1.0 if name == "memory" else 0.0) for p in points[-3:]]) for name in ("x", of))
+    x, y = (np.log([max(p[name], MIB / 10 if name == "memory" else 0.0) for p in points[-3:]]) for name in ("x", of))
     return float(np.polyfit(x, y, 1)[0])
 
 
@@ -312,29 +325,28 @@ def drawn(points: dict[str, list[Point]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = list(dict.fromkeys(curve.against for curve in CURVES.values()))
+    kinds = list(dict.fromkeys(CURVES[name].against for name in points))
     look = {"svg.hashsalt": "nonsmooth", "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif"}
     with matplotlib.rc_context(look):
-        figure, panels = pyplot.subplots(2, len(kinds), figsize=(13, 6.4), layout="constrained", sharex="col")
+        figure, panels = pyplot.subplots(
+            2, len(kinds), figsize=(3.3 * len(kinds), 6.6), layout="constrained", sharex="col", squeeze=False
+        )
         for column, kind in enumerate(kinds):
-            for name, at in points.items():
-                if CURVES[name].against != kind:
-                    continue
-                for panel, of, unit in ((panels[0][column], "seconds", 1.0), (panels[1][column], "memory", MIB)):
-                    x, y = [p["x"] for p in at], [p[of] / unit for p in at]
-                    panel.plot(x, y, "o-", ms=4, lw=1.5, label=f"{CURVES[name].name}, ∝ x^{slope(at, of):.2f}")
-            for panel, title in ((panels[0][column], "seconds"), (panels[1][column], "peak memory, MiB")):
+            for row, (of, title, room) in enumerate((("seconds", "seconds", 40), ("memory", "peak memory, MiB", 20))):
+                panel = panels[row][column]
+                for name, at in points.items():
+                    if CURVES[name].against == kind:
+                        y = [p["seconds"] if of == "seconds" else max(p["memory"] / MIB, 0.1) for p in at]
+                        label = f"{CURVES[name].name}, ∝ x^{slope(at, of):.2f}"
+                        panel.plot([p["x"] for p in at], y, "o-", ms=4, lw=1.5, label=label)
                 panel.set_xscale("log")
-                panel.set_yscale(
-                    "symlog" if title != "seconds" else "log", **({} if title == "seconds" else {"linthresh": 1})
-                )
+                panel.set_yscale("log")
+                panel.set_ylim(None, room * panel.get_ylim()[1])  # room for the legend
                 panel.set_ylabel(title if column == 0 else "")
+                panel.set_xlabel(kind if row else "")
                 panel.spines[["top", "right"]].set_visible(False)
                 panel.grid(alpha=0.25)
                 panel.legend(fontsize=8, frameon=False, loc="upper left")
-                low, high = panel.get_ylim()
-                panel.set_ylim(low, high * (30 if title == "seconds" else 8))
-            panels[1][column].set_xlabel(kind)
         figure.savefig(FIGURE, metadata={"Date": None})
         pyplot.close(figure)
 

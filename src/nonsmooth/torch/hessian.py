@@ -46,9 +46,9 @@ class Batches:
     """A loss Σ wᵢ ℓᵢ / Σ wᵢ as weights and closures: `parts` begins anew at each call, and gives the same each time.
 
     With `keep` the graphs of all parts stay in memory between products, which then take some 0.6 of the time; without
-    it one part's graph is held at a time; with None they stay where, judged by the first, they take 256 MiB at most.
-    `generators` are put back between passes, as the global ones are. `rows` gives a loss that is near this one, of
-    few rows, and their share of all; or None.
+    it one part's graph is held at a time; with None they stay where, judged by the first, the tensors that they save
+    take 256 MiB at most, and all about twice that. `generators` are put back between passes, as the global ones are.
+    `rows` gives a loss that is near this one, of few rows, and their share of all; or None.
 
     >>> w = torch.tensor([2.0], requires_grad=True)
     >>> loss = Batches(lambda: iter([(3.0, lambda: w.square().sum()), (1.0, lambda: 5 * w.square().sum())]), 2)
