@@ -182,7 +182,7 @@ def bare(seconds: float = 8.0) -> float:
     return (time.process_time() - began) / done
 
 
-def overhead(repeats: int = 5) -> None:
+def overhead(repeats: int = 3) -> None:
     """What a shard costs beyond its bare computation, in seconds of processor of all processes together.
 
     A shard's cost is the slope between two sweeps of few and of many shards, so that what starts and compiles is not
@@ -218,11 +218,11 @@ def overhead(repeats: int = 5) -> None:
 
     show("this process", 1, lambda: [bare()])
     for workers in (2, 4):
-        show(f"{workers} processes", workers, lambda workers=workers: at_once(workers))
-    for workers in (2, 4):
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         with cluster, Client(cluster) as client:
             show(f"LocalCluster of {workers}", client, lambda client=client: list(client.run(bare).values()))
+    for workers in (2, 4):
+        show(f"{workers} processes", workers, lambda workers=workers: at_once(workers))
 
 
 if __name__ == "__main__":
