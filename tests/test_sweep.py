@@ -283,7 +283,9 @@ def test_executors_agree_bit_by_bit(tmp_path):
     assert small(tmp_path / "two", executor=2).identical(serial)
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster:
         assert small(tmp_path / "address", executor=cluster.scheduler_address).identical(serial)
+        cluster.scale(4)
         with Client(cluster) as client:
+            client.wait_for_workers(4, timeout=60)
             assert small(tmp_path / "client", executor=client).identical(serial)
     assert not small(tmp_path / "other", seeds=[0, 1, 3]).identical(serial)
     files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("c/**/*") if p.is_file()} for f in tmp_path.iterdir()]
