@@ -129,20 +129,20 @@ def few_rows(
         with undisturbed(*generators), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that are slow by rows
             alone = vmap(lambda row: loss(tree_map(lambda t: t[None], row)))
-            found, held = [], 0
+            found, taken = [], 0.0
             for batch in batches:
                 found.append(alone(batch).reshape(-1).cpu())
-                held += sum(t.nbytes for t in tree_leaves(batch))
+                taken += (1 / TENTH + 1 / THIRTIETH) * sum(t.nbytes for t in tree_leaves(batch))
+                if taken > KEPT:
+                    return None
         lengths, size = [len(a) for a in found], torch.cat(found).abs()
-        share = 1 / TENTH + 1 / THIRTIETH
-        if len(size) < FEW or share * held > KEPT or not bool(size.isfinite().all()):
+        if len(size) < FEW or not bool(size.isfinite().all()):
             return None
         order, first = size.argsort(descending=True, stable=True), len(size) // TENTH
         rest, count = order[first:], len(size) // THIRTIETH
         others = rest[((torch.arange(count) + begin) * (len(rest) / count)).long()]
-        longest = max(lengths)
         with undisturbed(*generators):
-            top, spread = (_taken(batches, lengths, which, longest) for which in (order[:first], others))
+            top, spread = _taken(batches, lengths, (order[:first], others))
     except Exception:  # whatever the user's loss says to a row alone
         return None
     parts = [(float(n), lambda b=b: loss(b)) for n, b in top]
@@ -150,18 +150,25 @@ def few_rows(
     return Batches(lambda: iter(parts), len(parts), None, tuple(generators)), (first + count) / len(size)
 
 
-def _taken(batches: Iterable[Any], lengths: Sequence[int], which: torch.Tensor, most: int) -> list[tuple[int, Any]]:
-    """The rows `which` of all, in batches of at most so many; each with its length."""
-    pieces, at = [], 0
-    for batch, length in zip(batches, lengths, strict=True):
+def _taken(batches: Iterable[Any], lengths: Sequence[int], sets: Sequence[torch.Tensor]) -> list[list[tuple[int, Any]]]:
+    """The rows of each set, in batches no longer than the longest of all, each with its length; in one pass."""
+    ends = torch.tensor(lengths).cumsum(0)
+    ordered = [which.sort().values for which in sets]
+    cuts = [torch.searchsorted(which, ends).tolist() for which in ordered]
+    pieces: list[list[Any]] = [[] for _ in sets]
+    for i, (batch, length, end) in enumerate(zip(batches, lengths, ends.tolist(), strict=True)):
         if any(len(t) != length for t in tree_leaves(batch)):
             raise ValueError("few_rows: what has no rows, or others than the losses, cannot be taken apart.")
-        own = which[(which >= at) & (which < at + length)] - at
-        if len(own):
-            pieces.append(tree_map(lambda t, own=own: t[own.to(t.device)], batch))
-        at += length
+        for into, which, cut in zip(pieces, ordered, cuts, strict=True):
+            own = which[cut[i - 1] if i else 0 : cut[i]] - (end - length)
+            if len(own):
+                into.append(tree_map(lambda t, own=own: t[own.to(t.device)], batch))
+    return [_batched(some, len(which), max(lengths)) for some, which in zip(pieces, ordered, strict=True)]
+
+
+def _batched(pieces: Sequence[Any], rows: int, most: int) -> list[tuple[int, Any]]:
     whole = tree_map(lambda *ts: torch.cat(ts), *pieces)
-    ends = [(i, min(i + most, len(which))) for i in range(0, len(which), most)]
+    ends = [(i, min(i + most, rows)) for i in range(0, rows, most)]
     return [(b - a, tree_map(lambda t, a=a, b=b: t[a:b], whole)) for a, b in ends]
 
 
