@@ -128,7 +128,8 @@ class Monitor:
         self.idle = 0
         self._before: list[torch.Tensor] | None = None
         self._stride, self._windows, self._broke = 1, 0, False
-        self._aftermath, self._left, self._at, self.slowed = Aftermath(), 0.0, 0, 0.0
+        self._aftermath, self._left, self.slowed = Aftermath(), 0.0, 0.0
+        self._at: int | None = None  # the step that was looked at last
         self.chatter: Chatter | None = None
         self._room = {"trace": True, "chatter": True}
         self._hooks: list[Any] = []
@@ -216,7 +217,7 @@ class Monitor:
             return self.skip(1)
         called = time.perf_counter()
         self.t += 1
-        if self._left:
+        if self._at is not None:
             slowed = self._aftermath.step(max(0.0, called - self._left - listened), self.t - self._at)
             self.slowed += slowed
             self.spent += slowed
