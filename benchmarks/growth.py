@@ -7,17 +7,15 @@
 Each point is a process of its own. *Seconds* are of the wall clock, the median of a few repetitions after a first one
 that compiles and warms up (a sweep is made once, all included). *Memory* is the peak of resident memory above what the
 process had before, imports included; of a sweep, the peak of its largest process. A slope is that of a line through
-the logarithms of a curve's last three points: cost ∝ xˢ.
+the logarithms of a curve's last three points: cost ∝ xˢ. Memory below a tenth of a MiB counts as that.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import resident, rest
 
 RESULTS = Path(__file__).parent / "results" / "growth.jsonl"
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "growth.svg"
@@ -37,19 +36,6 @@ REPEATS = 3
 MIB = 2**20
 
 Point = dict[str, float]
-
-
-def resident(peak: bool = False) -> int:
-    """Bytes of resident memory, now or at its peak (Linux)."""
-    line = "VmHWM:" if peak else "VmRSS:"
-    return 1024 * int(Path("/proc/self/status").read_text().partition(line)[2].split()[0])
-
-
-def rest() -> int:
-    """Bytes of resident memory now, where the peak begins anew."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident()
 
 
 def timed(do: Callable[[], Any], repeats: int = REPEATS) -> Point:
@@ -68,21 +54,16 @@ def timed(do: Callable[[], Any], repeats: int = REPEATS) -> Point:
 
 def sweep_runs(runs: int) -> Point:
     """A sweep as in sweep.py (Lasso, N = 50, P = 20, 2000 steps, ten kept), two processes."""
-    from sweep import size, swept
+    from sweep import peaks, size, swept
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         swept(Path(folder), runs, executor=2)
         seconds = time.perf_counter() - began
         stored, files = size(Path(folder))
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {
-        "seconds": seconds,
-        "memory": max(resident(True), children),
-        "parent": resident(True),
-        "stored": stored,
-        "files": files,
-    }
+    parent, largest = (MIB * peak for peak in peaks())
+    memory = max(parent, largest)
+    return {"seconds": seconds, "memory": memory, "parent": parent, "stored": stored, "files": files}
 
 
 def simulated(objective: Any, runs: int, steps: int, **options: Any) -> Point:

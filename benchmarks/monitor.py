@@ -27,7 +27,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import resident, rest
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -252,16 +252,8 @@ def _beside(b: Block, on: list[Block], off: list[Block]) -> list[Block]:
     return off[i : i + 2]
 
 
-def resident(peak: bool = False) -> int:
-    """Bytes of resident memory, now or at its peak."""
-    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return 1024 * int(found[1])
-
-
 def peak_of(do: Callable[[], object]) -> int:
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    rest()
     do()
     return resident(peak=True)
 
@@ -271,8 +263,7 @@ def memory(job: Job) -> dict[str, Any]:
     training = MEMORY[job["model"]]()
     for _ in range(5):
         training.step()
-    gc.collect()
-    rest = resident()
+    at_rest = rest()
     bare = max(peak_of(training.step) for _ in range(PEAK_STEPS))
     training.optimizer.zero_grad()
     empty = resident()
@@ -299,7 +290,7 @@ def memory(job: Job) -> dict[str, Any]:
     watched.off()
     own = sum(p.numel() * p.element_size() for p in training.model.parameters())
     units = {"graph": graph, "gradient_graph": gradient_graph, "parameters": own}
-    return {"rest": rest, "bare": bare, **units, "peaks": peaks, "after": after}
+    return {"rest": at_rest, "bare": bare, **units, "peaks": peaks, "after": after}
 
 
 def size(thing: Any) -> int:

@@ -19,7 +19,6 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 WATCH = 1.0
 """Seconds between two looks of a process at whether its maker lives."""
 
-
 HAND_OVER = 5.0
 """Seconds in which what was submitted is surely in the queue, which has room for it."""
 
