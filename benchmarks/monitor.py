@@ -50,7 +50,7 @@ from nonsmooth.torch import Monitor
 from nonsmooth.torch.audit import Audit
 
 RESULTS = Path(__file__).parent / "results" / "monitor.jsonl"
-BUDGETS, BLOCK, THREADS = (0.02, 0.05, 0.2), 15.0, 2
+BUDGETS, BLOCK, THREADS = (0.02, 0.05, 0.2), 3.0, 2
 MARKS = (200, 1000, 2000)
 """The steps between which memory may not grow."""
 PEAK_STEPS = 3

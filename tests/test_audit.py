@@ -430,10 +430,10 @@ def test_the_loss_of_a_row_is_the_script_s():
     assert traces == [loss.item() for loss in losses]
 
 
-def slept(n: int, short: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Audit, int, list[int]]:
-    """An audit of n steps that sleeps where steps are shorter than that; how many it looked at, and the traced ones."""
+def slept(n: int, nap: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Audit, int, list[int]]:
+    """An audit of n steps that sleeps for so many seconds; how many it looked at, and the traced ones."""
     monkeypatch.setattr(audit_module, "ALLOWANCE", 0.0)
-    monkeypatch.setattr(monitor, "SHORT", short)
+    monkeypatch.setattr(monitor, "NAP", nap)
     monkeypatch.setattr(monitor.Monitor, "_has_room", lambda self, kind: False)
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.01)

@@ -42,8 +42,8 @@ APART = 1.1
 """How far apart, by this factor, the steps are at which the allowance pays."""
 FIRST = 8.0
 """About how many probes of a step the first estimate of the sharpness costs, which no earlier one helps."""
-SHORT, NAP = 5e-3, 15
-"""Where a step takes less than so many seconds, up to so many steps in a row are not looked at: looking costs too."""
+NAP, LONGEST = 0.02, 64
+"""So many seconds, and so many steps at most, it does not look at the steps: looking costs too."""
 DENSE = 1024
 """Up to so many steps each is traced; then the distance doubles whenever their number does."""
 PAUSE = 100
@@ -289,16 +289,12 @@ class Monitor:
 
     def _nap(self) -> int:
         """How many of the coming steps need not be looked at."""
-        if (
-            self.wants is not None
-            or self.chatter_open
-            or self._aftermath.open
-            or self._elapsed() > SHORT * (self.t - self._first)
-        ):
+        if self.wants is not None or self.chatter_open or self._aftermath.open:
             return 0
+        steps = int(min(LONGEST, NAP * (self.t - self._first) / self._elapsed()))
         to_trace = self._stride - 1 - self.t % self._stride
-        to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else NAP
-        return max(0, min(NAP, to_trace, to_grid))
+        to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else steps
+        return max(0, min(steps, to_trace, to_grid))
 
     def _has_room(self, kind: str) -> bool:
         return self._used[kind] <= SIDE * self.budget * self._elapsed()
