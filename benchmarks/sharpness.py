@@ -263,7 +263,7 @@ def tuned(way: Way, model: Sequential, true: np.ndarray, limit: float) -> tuple[
                 if runs[-1].error > WITHIN:
                     break
             if all(run.error <= WITHIN for run in runs):
-                cost = statistics.median(run.cpu for run in runs)
+                cost = min(run.cpu for run in runs)
                 if cost < least:
                     best, least = setting, cost
                 break

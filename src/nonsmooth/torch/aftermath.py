@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import deque
 
@@ -29,13 +28,13 @@ class Aftermath:
 
     def __init__(self) -> None:
         self._usual: deque[float] = deque(maxlen=USUAL)
-        self._since: float = math.inf
+        self._since = WINDOW
         self._excess = 0.0
 
     @property
-    def open(self) -> bool:
-        """Whether the next step is one of those after a probe, and wants to be timed alone."""
-        return self._since < WINDOW
+    def left(self) -> int:
+        """How many of the coming steps are of those after a probe, and not to be timed with others."""
+        return max(0, WINDOW - self._since)
 
     def probed(self) -> None:
         """A probe has just been made."""
@@ -43,14 +42,14 @@ class Aftermath:
 
     def step(self, seconds: float, steps: int = 1) -> float:
         """So many steps took so long, all observing left out; returns what of a finished window is to be counted."""
-        if not self.open:
+        if not self.left:
             self._usual.append(seconds / steps)
             return 0
         self._since += steps
         if self._usual:
             usual = statistics.median(self._usual)
             self._excess += min(seconds, LUMP * usual * steps) - usual * steps
-        if self.open:
+        if self.left:
             return 0
         counted, self._excess = max(self._excess, 0.0), 0.0
         return counted

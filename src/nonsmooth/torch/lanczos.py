@@ -239,15 +239,15 @@ def guided(
     for _ in range(FIRST + k - 1):
         span.widen(span.DW[span.S.shape[0] - 1])
     past: list[np.ndarray] = [np.full(k, np.inf)] * BACK
-    last, products, not_yet = np.zeros((0, k)), 0, False
+    last, products = np.zeros((0, k)), 0
+    span.improve(k, tol)
     while True:
-        span.improve(k, tol, int(not_yet))
         span.know(product, k)
         products += 1
         span.improve(k, tol)
         theta, _ = span.pairs()
         norm, n = float(np.abs(theta).max()), len(span.X)
-        if not_yet := n >= k:
+        if n >= k:
             within, K = np.linalg.eigh((span.G @ span.X.T + span.X @ span.G.T) / 2)
             within, K = within[::-1][: k + 2], K[:, ::-1][:, : k + 2].copy()
             V = _like(K, span.W).T @ span.AQ[:n]
@@ -265,6 +265,7 @@ def guided(
                 span.forget(_thick(K, last, k, room))
                 K = np.eye(len(span.X))
             last = K[:, :k]
+            span.improve(k, tol, 1)
         past.append(np.pad(theta[:k], (0, max(0, k - len(theta))), constant_values=np.inf))
 
 
@@ -272,7 +273,8 @@ def guided(
 class Span:
     """The orthonormal rows W and D's images of them; Q = XW and A's images of that, in the first rows of each.
 
-    S = W D Wᵀ and G = Q A Wᵀ, so that what is small stays small: no long vector is touched but to make a new one.
+    S = W D Wᵀ, G = Q A Wᵀ, and `gram` is that of all images, of W and then of Q, so that what is small stays small: no
+    long vector is touched but to make a new one.
 
     >>> span = Span(lambda v: 2 * v, torch.Generator(), torch.empty(3, 3), torch.empty(2, 3))
     >>> span.widen(torch.tensor([3.0, 0.0, 0.0]))
@@ -289,7 +291,7 @@ class Span:
 
     def __post_init__(self) -> None:
         self.DW = torch.empty_like(self.W)
-        self.S = self.X = self.G = np.zeros((0, 0))
+        self.S = self.X = self.G = self.gram = np.zeros((0, 0))
 
     def widen(self, v: torch.Tensor | None) -> None:
         """Another row of W: v less what is in W, or a random one where nothing is left of it; none if W is whole."""
@@ -304,6 +306,14 @@ class Span:
         self.S[m] = self.S[:, m] = _small(self.W[: m + 1] @ self.DW[m])
         self.X = np.pad(self.X, ((0, 0), (0, 1)))
         self.G = np.column_stack([self.G, _small(self.AQ[:n] @ w)])
+        self._image(self.DW[m], m)
+
+    def _image(self, v: torch.Tensor, at: int) -> None:
+        """Another row of `gram`, of an image that is in its place already."""
+        n, m = self.X.shape
+        row = np.concatenate([_small(self.DW[:m] @ v), _small(self.AQ[:n] @ v)])
+        self.gram = np.insert(np.insert(self.gram, at, 0, axis=0), at, 0, axis=1)
+        self.gram[at] = self.gram[:, at] = row
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The Ritz values of B, the largest first, and the coordinates of the vectors in W."""
@@ -324,14 +334,15 @@ class Span:
             theta, U = self.pairs()
             inside = self.X @ U[:, :k]
             beyond = U[:, :k] - self.X.T @ inside
-            R = _like(beyond, self.W).T @ self.DW[:m] + _like(inside, self.W).T @ self.AQ[: len(inside)]
-            R -= _like(self.S @ beyond + self.G.T @ inside, self.W).T @ self.W[:m]
-            r = _small(torch.linalg.vector_norm(R, dim=1))
+            back = self.S @ beyond + self.G.T @ inside
+            images = np.vstack([beyond, inside])
+            r = np.sqrt(np.maximum((images * (self.gram @ images)).sum(axis=0) - (back**2).sum(axis=0), 0))
             share = r / np.maximum(np.maximum(np.abs(theta[:k]), tol * np.abs(theta).max()), np.finfo(float).tiny)
             worst = int(np.argmax(share))
             if done >= least and share[worst] <= SOLVED:
                 return
-            self.widen(R[worst])
+            b, i, w = (_like(C[:, worst], self.W) for C in (beyond, inside, back))
+            self.widen(b @ self.DW[:m] + i @ self.AQ[: len(inside)] - w @ self.W[:m])
 
     def know(self, product: Product, k: int) -> None:
         """Another row of Q, and its product with A: of the k leading Ritz vectors where one leaves Q most."""
@@ -350,17 +361,25 @@ class Span:
         self.AQ[n] = product(_like(x, self.W) @ self.W[:m]).to(self.W.dtype)
         self.X = np.vstack([self.X, x])
         self.G = np.vstack([self.G, _small(self.W[:m] @ self.AQ[n])])
+        self._image(self.AQ[n], m + n)
 
     def forget(self, K: np.ndarray) -> None:
         """Of Q only the combinations K."""
         _combine(self.AQ, K)
+        self._mixed(np.eye(self.X.shape[1]), K)
         self.X, self.G = K.T @ self.X, K.T @ self.G
+
+    def _mixed(self, K: np.ndarray, L: np.ndarray) -> None:
+        """Of the images only the combinations K of those of W and L of those of Q."""
+        both = np.block([[K, np.zeros((len(K), L.shape[1]))], [np.zeros((len(L), K.shape[1])), L]])
+        self.gram = both.T @ self.gram @ both
 
     def _narrow(self, k: int) -> None:
         """Of W only Q and the k + 1 leading Ritz vectors."""
         K = np.linalg.qr(np.hstack([self.X.T, self.pairs()[1][:, : k + 1]]))[0]
         for rows in (self.W, self.DW):
             _combine(rows, K)
+        self._mixed(K, np.eye(len(self.X)))
         self.S, self.X, self.G = K.T @ self.S @ K, self.X @ K, self.G @ K
 
 

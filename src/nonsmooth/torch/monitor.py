@@ -289,9 +289,11 @@ class Monitor:
 
     def _nap(self) -> int:
         """How many of the coming steps need not be looked at."""
-        if self.wants is not None or self.chatter_open or self._aftermath.open:
+        if self.wants is not None or self.chatter_open:
             return 0
         steps = int(min(LONGEST, NAP * (self.t - self._first) / self._elapsed()))
+        if self._aftermath.left:
+            steps = min(steps, self._aftermath.left - 1)
         to_trace = self._stride - 1 - self.t % self._stride
         to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else steps
         return max(0, min(steps, to_trace, to_grid))
