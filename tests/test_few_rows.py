@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import BatchNorm1d, Dropout, Linear, ReLU, Sequential, Tanh
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from nonsmooth.torch.curvature import sharpness
@@ -50,11 +50,11 @@ def test_drafts_of_rows_are_the_whole_in_the_mean(kind):
     hard = losses.topk(30)
     products, unweighted = [], []
     for j in range(27):
-        some, share = few_rows(batches, loss_of(model, kind), begin=(j + 0.5) / 27)
-        assert share == pytest.approx(40 / 300) and [w for w, _ in some.parts()] == [30.0, 270.0]
-        (_, top), (_, rest) = some.parts()
+        few = few_rows(batches, loss_of(model, kind), begin=(j + 0.5) / 27)
+        assert few.share == pytest.approx(40 / 300) and [w for w, _ in few.loss.parts()] == [30.0, 270.0]
+        (_, top), (_, rest) = few.loss.parts()
         assert top().item() == pytest.approx(hard.values.mean().item(), rel=1e-12)
-        products.append(Hessian(some, params)(v))
+        products.append(Hessian(few.loss, params)(v))
         unweighted.append(Hessian([(30, top), (10, rest)], params)(v))
     whole = Hessian(lambda: cross_entropy(model(MANY), LABELS), params)(v)
     assert torch.allclose(torch.stack(products).mean(0), whole, atol=1e-12)
@@ -79,7 +79,7 @@ def test_guided_by_rows(seed):
     params = list(model.parameters())
     one = lambda x, y: sign * cross_entropy(model(x), y) - (sign == 0.3) * model(x).square().mean()  # noqa: E731
     loss = over(list(zip(MANY.split(64), LABELS.split(64), strict=True)), lambda b: one(*b))
-    assert loss.rows() is not None
+    assert loss.rows(()) is not None
     true_and_converged(sharpness(loss, params, k=k, seed=seed), dense(loss, params))
 
 
@@ -132,7 +132,7 @@ def test_what_has_no_rows_is_left_alone():
     before = state()
     for name, (data, loss, model) in on.items():
         hessian = Hessian(over(data, loss), list(model.parameters()))
-        assert hessian.batches.rows() is None and hessian.draft() is None, name
+        assert hessian.batches.rows(()) is None and hessian.draft() is None, name
         assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True)), name
     for loss, model in ((loss_of(norm.eval(), "tuples"), norm), (drawn, plain)):
         hessian = Hessian(over(loader, loss), list(model.parameters()))
@@ -154,6 +154,32 @@ def test_a_loss_that_is_not_of_any_number_of_rows():
 
     params, data = list(model.parameters()), list(zip(MANY.split(20), LABELS.split(20), strict=True))
     hessian = Hessian(over(data, loss), params)
-    assert hessian.batches.rows() is not None and hessian.draft().share == 2 / 15
+    assert hessian.batches.rows(()) is not None and hessian.draft().share == 2 / 15
     true = torch.linalg.eigvalsh(dense(lambda: cross_entropy(model(MANY), LABELS), params))[-1].item()
     assert sharpness(over(data, loss), params).value[0] == pytest.approx(true, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["cross entropy", "squares", "words"])
+def test_losses_that_the_graph_has_are_not_evaluated_again(kind):
+    """The same rows are taken as from losses evaluated one by one; where the graph's are others, or none, these are."""
+    model = net(6)
+    x, y = MANY, LABELS
+    one = {
+        "cross entropy": lambda x, y: cross_entropy(model(x), y),
+        "squares": lambda x, y: mse_loss(model(x), torch.nn.functional.one_hot(y, 3).double()),
+        "words": lambda x, y: cross_entropy(model(x).repeat_interleave(2, 0), torch.stack([y, (y + 1) % 3], 1).ravel()),
+    }[kind]
+    weights = torch.tensor([1.0, 2.0, 3.0]).double()
+    others = {
+        "penalty": lambda b: one(*b) + model[0].weight.square().sum(),
+        "weighted": lambda b: cross_entropy(model(b[0]), b[1], weight=weights),
+        "reversed": lambda b: one(b[0].flip(0), b[1].flip(0)),
+    }
+    data, params = list(zip(x.split(64), y.split(64), strict=True)), list(model.parameters())
+    for name, loss in {"plain": lambda b: one(*b), **others}.items():
+        hessian = Hessian(over(data, loss), params)
+        hessian.gradient()
+        found, true = hessian.batches.rows(hessian.known), hessian.batches.rows(())
+        assert true.spent == 0.25 and found.spent == (0.05 if name in ("plain", "weighted") else 0.25), name
+        for (a, one_of), (b, other) in zip(found.loss.parts(), true.loss.parts(), strict=True):
+            assert a == b and one_of().item() == other().item()

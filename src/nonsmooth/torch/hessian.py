@@ -36,7 +36,9 @@ TENTH, THIRTIETH = 10, 30
 FEW = 240
 """Of fewer rows no draft is made."""
 FORWARD = 0.25
-"""What the rows' losses cost, in products."""
+"""What the rows' losses cost, in products, where they are evaluated."""
+ALIKE = 0.01
+"""Up to this share of their mean, losses of rows are the same."""
 KEPT = 1 << 28
 """Up to so many bytes the graphs of all parts are kept between products, unless told otherwise; and a draft's rows."""
 
@@ -48,7 +50,7 @@ class Batches:
     With `keep` the graphs of all parts stay in memory between products, which then take some 0.6 of the time; without
     it one part's graph is held at a time; with None they stay where, judged by the first, the tensors that they save
     take 256 MiB at most, and all about twice that. `generators` are put back between passes, as the global ones are.
-    `rows` gives a loss that is near this one, of few rows, and their share of all; or None.
+    `rows` gives a loss that is near this one, of few rows, or None; it takes what is known of the rows' losses.
 
     >>> w = torch.tensor([2.0], requires_grad=True)
     >>> loss = Batches(lambda: iter([(3.0, lambda: w.square().sum()), (1.0, lambda: 5 * w.square().sum())]), 2)
@@ -60,7 +62,7 @@ class Batches:
     count: int
     keep: bool | None = None
     generators: tuple[torch.Generator, ...] = ()
-    rows: Callable[[], tuple[Batches, float] | None] = lambda: None
+    rows: Callable[[Sequence[torch.Tensor | None]], FewRows | None] = lambda known: None
 
     def every(self, step: int) -> Batches:
         """Each `step`-th part, from the first on: of data in some order a fairer sample than the first ones."""
@@ -79,7 +81,7 @@ def over(
     A batch's size is the length of its first tensor; give `size` where it is something else. The loader is gone
     through once for each product, with random numbers, its own generator's included, as they were the first time;
     it must give the same batches each time: no generator object. See `Batches` for `keep`. Where the batches are
-    tensors, or tuples or dicts of them, `rows` is `few_rows`: then each row's loss is evaluated once by itself.
+    tensors, or tuples or dicts of them, `rows` is `few_rows`: then some rows' losses are evaluated by themselves.
 
     >>> x = torch.tensor([1.0, 2.0, 4.0])
     >>> w = torch.tensor([1.0], requires_grad=True)
@@ -98,19 +100,33 @@ def over(
         for batch in batches:
             yield float(measure(batch)), lambda batch=batch: loss(batch)  # type: ignore[misc]
 
-    def rows() -> tuple[Batches, float] | None:
-        return None if size else few_rows(batches, loss, tuple(own.values()))
+    def rows(known: Sequence[torch.Tensor | None]) -> FewRows | None:
+        return None if size else few_rows(batches, loss, tuple(own.values()), known)
 
     return Batches(parts, len(batches), keep, tuple(own.values()), rows)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class FewRows:
+    """A loss of few rows, their share of all, and what it took to choose them, in products.
+
+    >>> FewRows(Batches(lambda: iter(()), 0), 0.1, 0.25).share
+    0.1
+    """
+
+    loss: Batches
+    share: float
+    spent: float
 
 
 def few_rows(
     batches: Iterable[Any],
     loss: Callable[[Any], torch.Tensor],
     generators: Sequence[torch.Generator] = (),
+    known: Sequence[torch.Tensor | None] = (),
     begin: float = 0.5,
-) -> tuple[Batches, float] | None:
-    """A loss like the mean of `loss` over all rows, of every tenth to thirtieth of them; and their share.
+) -> FewRows | None:
+    """A loss like the mean of `loss` over all rows, of every tenth to thirtieth of them.
 
     The tenth of the rows with the largest |loss| is there as it is. Of the rest, in the order of |loss|, there is one
     row in so many, with the weight of all: over `begin` from 0 to 1 the mean of the draft is the whole. For cross
@@ -118,20 +134,26 @@ def few_rows(
     are they.
 
     None for fewer than 240 rows, where the rows taken would be more than 256 MiB, and where a row has no loss of its
-    own: batches of something else, batch statistics, dropout, `.item()`.
+    own: batches of something else, batch statistics, dropout, `.item()`. known: for each batch what may be its rows'
+    losses (`losses_of_rows`): they are taken where the first batch's are what that batch gives row by row.
 
     >>> x = torch.arange(300.0)
-    >>> some, share = few_rows(x.split(100), lambda batch: batch.mean())
-    >>> [(weight, part().item()) for weight, part in some.parts()], round(share, 3)
+    >>> few = few_rows(x.split(100), lambda batch: batch.mean())
+    >>> [(weight, part().item()) for weight, part in few.loss.parts()], round(few.share, 3)
     ([(30.0, 284.5), (270.0, 134.5)], 0.133)
     """
     try:
         with undisturbed(*generators), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that are slow by rows
             alone = vmap(lambda row: loss(tree_map(lambda t: t[None], row)))
-            found, taken = [], 0.0
-            for batch in batches:
-                found.append(alone(batch).reshape(-1).cpu())
+            found, taken, evaluated, trusted = list[torch.Tensor](), 0.0, 0, True
+            for i, batch in enumerate(batches):
+                rows = _by_row(known[i], batch) if trusted and i < len(known) else None
+                if rows is None or not i:
+                    own = alone(batch).reshape(-1)
+                    trusted = rows is not None and bool((rows - own).abs().max() <= ALIKE * own.abs().mean())
+                    rows, evaluated = own, evaluated + 1
+                found.append(rows.cpu())
                 taken += (1 / TENTH + 1 / THIRTIETH) * sum(t.nbytes for t in tree_leaves(batch))
                 if taken > KEPT:
                     return None
@@ -147,7 +169,31 @@ def few_rows(
         return None
     parts = [(float(n), lambda b=b: loss(b)) for n, b in top]
     parts += [(n * len(rest) / count, lambda b=b: loss(b)) for n, b in spread]
-    return Batches(lambda: iter(parts), len(parts), None, tuple(generators)), (first + count) / len(size)
+    some = Batches(lambda: iter(parts), len(parts), None, tuple(generators))
+    return FewRows(some, (first + count) / len(size), FORWARD * evaluated / len(found))
+
+
+def losses_of_rows(loss: torch.Tensor) -> torch.Tensor | None:
+    """Of a cross entropy or a mean of squares what it is the mean of, from what its graph has saved; None of others.
+
+    >>> x, y = torch.tensor([[0.0, 0.0], [3.0, 0.0]], requires_grad=True), torch.tensor([0, 1])
+    >>> rows = losses_of_rows(torch.nn.functional.cross_entropy(x, y))
+    >>> rows.tolist() == torch.nn.functional.cross_entropy(x, y, reduction="none").tolist()
+    True
+    """
+    node: Any = loss.grad_fn
+    match None if node is None else node.name():
+        case "NllLossBackward0":
+            return -node._saved_self.detach().gather(1, node._saved_target.clamp(min=0)[:, None])[:, 0]
+        case "MseLossBackward0":
+            return (node._saved_self - node._saved_target).detach().square()
+    return None
+
+
+def _by_row(losses: torch.Tensor | None, batch: Any) -> torch.Tensor | None:
+    """The mean in each row of a batch of what there may be several of."""
+    rows = int(_length(batch))
+    return None if losses is None or losses.numel() % rows else losses.reshape(rows, -1).mean(1)
 
 
 def _taken(batches: Iterable[Any], lengths: Sequence[int], sets: Sequence[torch.Tensor]) -> list[list[tuple[int, Any]]]:
@@ -196,6 +242,7 @@ class Hessian:
     who: str = "Hessian"
     products: float = 0.0
     kept: list[tuple[float, list[torch.Tensor]]] = field(default_factory=list)
+    known: list[torch.Tensor | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if isinstance(self.params, torch.Tensor):
@@ -235,13 +282,13 @@ class Hessian:
     def draft(self) -> Draft | None:
         """The same with few of the rows, or every eighth of the batches; None where there are fewer than eight."""
         with undisturbed(self.params, self.batches.generators):
-            rows = self.batches.rows()
+            rows = self.batches.rows(self.known)
         if rows is not None:
             with contextlib.suppress(Exception):  # a loss that is not of any number of rows
-                made = self._like(rows[0])
+                made = self._like(rows.loss)
                 for _ in made._slopes():
                     pass
-                return Draft(made, rows[1], FORWARD)
+                return Draft(made, rows.share, rows.spent)
         if self.batches.count < EIGHTH:
             return None
         some = self.batches.every(EIGHTH)
@@ -283,6 +330,7 @@ class Hessian:
             yield from self.kept
             return
         made = []
+        self.known = []
         with undisturbed(self.params, self.batches.generators):
             for weight, closure in self.batches.parts():
                 if not (math.isfinite(weight) and weight > 0):
@@ -311,6 +359,7 @@ class Hessian:
                 raise ValueError(
                     f"{self.who}: the closure must return the loss, a scalar tensor with its graph, not {what}."
                 )
+            self.known.append(losses_of_rows(loss))
             found = torch.autograd.grad(loss.sum(), self.params, create_graph=True, allow_unused=True)
         slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
         if not all(bool(g.isfinite().all()) for g in slopes):
