@@ -101,7 +101,8 @@ class Trials:
             steps = self._affordable(len(changes) + 1)
         if steps < FEWEST:
             why = f"a step takes {self.step_seconds:.2g} s, and trials may take {self._purse:.0f} s"
-            self.lacking.append({"what": "the trials", "why": why, "line": ""})
+            line = f"what_if(optimizer, closures, steps={FEWEST})  # from nonsmooth.torch; after the last step"
+            self.lacking.append({"what": "the trials", "why": why, "line": line})
             return []
         whole, without, pairs = _penalised(self.batches, terms, self.named)
         more: dict[str, Any] = {"penalty": pairs, "smooth_closures": without}

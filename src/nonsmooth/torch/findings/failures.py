@@ -270,7 +270,7 @@ def _missing(record: Record, told: set[str]) -> Iterator[Finding]:
     yield Finding(
         "not-found",
         "note",
-        f"Not found in the script: {listed(row.get('what', 'something') for row in rows)}.",
+        f"Missing from this audit: {listed(row.get('what', 'something') for row in rows)}.",
         f"{said}.",
         "What depends on it was not measured, and its silence here says nothing.",
         "Add the line to the script, or use a Monitor, to which all is given." if lines else "Use a Monitor.",
