@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from nonsmooth.torch.curvature import sharpness
-from nonsmooth.torch.hessian import Hessian, few_rows, over
+from nonsmooth.torch.hessian import Hessian, few_rows, losses_of_rows, over
 from test_curvature import dense, net, true_and_converged
 
 MANY = torch.randn(300, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -50,11 +50,11 @@ def test_drafts_of_rows_are_the_whole_in_the_mean(kind):
     hard = losses.topk(30)
     products, unweighted = [], []
     for j in range(27):
-        few = few_rows(batches, loss_of(model, kind), begin=(j + 0.5) / 27)
-        assert few.share == pytest.approx(40 / 300) and [w for w, _ in few.loss.parts()] == [30.0, 270.0]
-        (_, top), (_, rest) = few.loss.parts()
+        some, share, _ = few_rows(batches, loss_of(model, kind), begin=(j + 0.5) / 27)
+        assert share == pytest.approx(40 / 300) and [w for w, _ in some.parts()] == [30.0, 270.0]
+        (_, top), (_, rest) = some.parts()
         assert top().item() == pytest.approx(hard.values.mean().item(), rel=1e-12)
-        products.append(Hessian(few.loss, params)(v))
+        products.append(Hessian(some, params)(v))
         unweighted.append(Hessian([(30, top), (10, rest)], params)(v))
     whole = Hessian(lambda: cross_entropy(model(MANY), LABELS), params)(v)
     assert torch.allclose(torch.stack(products).mean(0), whole, atol=1e-12)
@@ -180,6 +180,41 @@ def test_losses_that_the_graph_has_are_not_evaluated_again(kind):
         hessian = Hessian(over(data, loss), params)
         hessian.gradient()
         found, true = hessian.batches.rows(hessian.known), hessian.batches.rows(())
-        assert true.spent == 0.25 and found.spent == (0.05 if name in ("plain", "weighted") else 0.25), name
-        for (a, one_of), (b, other) in zip(found.loss.parts(), true.loss.parts(), strict=True):
+        assert true[2] == 0.25 and found[2] == (0.05 if name in ("plain", "weighted") else 0.25), name
+        for (a, one_of), (b, other) in zip(found[0].parts(), true[0].parts(), strict=True):
             assert a == b and one_of().item() == other().item()
+
+
+@pytest.mark.parametrize(
+    ("y", "options"),
+    [
+        (torch.tensor([0, 255, 2]), {"ignore_index": 255}),
+        (torch.tensor([0, -100, 2]), {}),
+        (torch.tensor([0, 1, 2]), {"ignore_index": 1}),
+        (torch.tensor([0, 1, 2], dtype=torch.uint8), {}),
+    ],
+)
+def test_the_graph_s_losses_of_rows_are_those_of_torch(y, options):
+    """What is ignored has none: a row of it alone has no loss either."""
+    x = torch.linspace(-1, 1, 9).reshape(3, 3).requires_grad_()
+    own = losses_of_rows(cross_entropy(x, y, **options))
+    true = cross_entropy(x, y, reduction="none", **options)
+    seen = true != 0
+    assert torch.equal(own[seen], true[seen]) and own[~seen].isnan().all()
+
+
+def test_losses_that_are_of_no_rows_are_left():
+    x, one, image = torch.zeros(3, requires_grad=True), torch.tensor(1), torch.zeros(2, 3, 4, 4, requires_grad=True)
+    for loss in (cross_entropy(x, one), cross_entropy(image, torch.zeros(2, 4, 4).long()), x.exp().sum(), x.sum() - 1):
+        assert losses_of_rows(loss) is None
+    assert Hessian(lambda: cross_entropy(x, one), [x])(torch.ones(3)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_losses_of_rows_are_held_no_longer_than_graphs(keep):
+    model = net(3)
+    data = list(zip(MANY.split(64), LABELS.split(64), strict=True))
+    hessian = Hessian(over(data, loss_of(model, "tuples"), keep=keep), list(model.parameters()))
+    hessian(torch.ones(hessian.dim))
+    assert len(hessian.known) == (len(data) if keep else 0)
+    assert hessian.draft() is not None and not hessian.known

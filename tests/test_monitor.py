@@ -257,6 +257,28 @@ def test_a_short_run_may_take_its_allowance_and_no_more(monkeypatch):
     assert both == [1, 2, 3, 4, 5, 6] and monitor.made == {"step": 3, "stability": 3}
 
 
+@pytest.mark.filterwarnings("ignore:Monitor. no more probes")
+def test_what_is_granted_is_not_slept_over(monkeypatch):
+    """Probes of steps fail, and the sharpness has its turn on the step after."""
+
+    def fails(*_: Any) -> None:
+        raise ValueError("no step today")
+
+    def measured(nap: float) -> list[int]:
+        monkeypatch.setattr(module, "NAP", nap)
+        w = nn.Parameter(torch.ones(2))
+        optimizer = optim.SGD([w], lr=0.01)
+        with Monitor(w, optimizer, lambda: w.square().sum(), budget=1e-9, allowance=100.0) as monitor:
+            for _ in range(400):
+                w.grad = torch.ones(2)
+                optimizer.step()
+        return [row["step"] for row in monitor.rows if row["kind"] == "stability"]
+
+    monkeypatch.setattr(probes.Probes, "step", fails)
+    assert len(awake := measured(0.0)) > 30
+    assert measured(1e9) == awake
+
+
 # --- traces and windows of signs ----------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ WINDOW = 16
 USUAL = 15
 """The intervals whose median is the usual one."""
 LUMP = 3.0
-"""A step that takes more than so many usual ones waits for something else, and counts as that many."""
+"""What one look finds beyond so many usual steps is of something else that was waited for, and does not count."""
 
 
 class Aftermath:
@@ -48,7 +48,7 @@ class Aftermath:
         self._since += steps
         if self._usual:
             usual = statistics.median(self._usual)
-            self._excess += min(seconds, LUMP * usual * steps) - usual * steps
+            self._excess += min(seconds - usual * steps, LUMP * usual)
         if self.left:
             return 0
         counted, self._excess = max(self._excess, 0.0), 0.0

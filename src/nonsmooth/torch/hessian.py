@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.func import vmap
@@ -26,6 +26,8 @@ __all__ = ["Batches", "Hessian", "over"]
 
 Closure = Callable[[], torch.Tensor]
 Part = tuple[float, Closure]
+FewRows: TypeAlias = "tuple[Batches, float, float]"
+"""A loss of few rows, their share of all, and what it took to choose them, in products."""
 
 WIDE = 1 << 20
 """Up to this many parameters vectors are in float64, whatever the parameters are in."""
@@ -106,19 +108,6 @@ def over(
     return Batches(parts, len(batches), keep, tuple(own.values()), rows)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class FewRows:
-    """A loss of few rows, their share of all, and what it took to choose them, in products.
-
-    >>> FewRows(Batches(lambda: iter(()), 0), 0.1, 0.25).share
-    0.1
-    """
-
-    loss: Batches
-    share: float
-    spent: float
-
-
 def few_rows(
     batches: Iterable[Any],
     loss: Callable[[Any], torch.Tensor],
@@ -138,8 +127,8 @@ def few_rows(
     losses (`losses_of_rows`): they are taken where the first batch's are what that batch gives row by row.
 
     >>> x = torch.arange(300.0)
-    >>> few = few_rows(x.split(100), lambda batch: batch.mean())
-    >>> [(weight, part().item()) for weight, part in few.loss.parts()], round(few.share, 3)
+    >>> some, share, _ = few_rows(x.split(100), lambda batch: batch.mean())
+    >>> [(weight, part().item()) for weight, part in some.parts()], round(share, 3)
     ([(30.0, 284.5), (270.0, 134.5)], 0.133)
     """
     try:
@@ -170,11 +159,13 @@ def few_rows(
     parts = [(float(n), lambda b=b: loss(b)) for n, b in top]
     parts += [(n * len(rest) / count, lambda b=b: loss(b)) for n, b in spread]
     some = Batches(lambda: iter(parts), len(parts), None, tuple(generators))
-    return FewRows(some, (first + count) / len(size), FORWARD * evaluated / len(found))
+    return some, (first + count) / len(size), FORWARD * evaluated / len(found)
 
 
 def losses_of_rows(loss: torch.Tensor) -> torch.Tensor | None:
     """Of a cross entropy or a mean of squares what it is the mean of, from what its graph has saved; None of others.
+
+    What a cross entropy ignores is NaN.
 
     >>> x, y = torch.tensor([[0.0, 0.0], [3.0, 0.0]], requires_grad=True), torch.tensor([0, 1])
     >>> rows = losses_of_rows(torch.nn.functional.cross_entropy(x, y))
@@ -183,8 +174,10 @@ def losses_of_rows(loss: torch.Tensor) -> torch.Tensor | None:
     """
     node: Any = loss.grad_fn
     match None if node is None else node.name():
-        case "NllLossBackward0":
-            return -node._saved_self.detach().gather(1, node._saved_target.clamp(min=0)[:, None])[:, 0]
+        case "NllLossBackward0" if node._saved_self.ndim == 2:
+            log_p, y = node._saved_self.detach(), node._saved_target.long()
+            seen = (y >= 0) & (y < log_p.shape[1]) & (y != min(node._saved_ignore_index, log_p.shape[1]))
+            return -log_p.gather(1, (y * seen)[:, None])[:, 0].where(seen, torch.nan)
         case "MseLossBackward0":
             return (node._saved_self - node._saved_target).detach().square()
     return None
@@ -283,12 +276,14 @@ class Hessian:
         """The same with few of the rows, or every eighth of the batches; None where there are fewer than eight."""
         with undisturbed(self.params, self.batches.generators):
             rows = self.batches.rows(self.known)
+            self.known = []
         if rows is not None:
+            loss, share, spent = rows
             with contextlib.suppress(Exception):  # a loss that is not of any number of rows
-                made = self._like(rows.loss)
+                made = self._like(loss)
                 for _ in made._slopes():
                     pass
-                return Draft(made, rows.share, rows.spent)
+                return Draft(made, share, spent)
         if self.batches.count < EIGHTH:
             return None
         some = self.batches.every(EIGHTH)
@@ -335,15 +330,17 @@ class Hessian:
             for weight, closure in self.batches.parts():
                 if not (math.isfinite(weight) and weight > 0):
                     raise ValueError(f"{self.who}: a batch's weight must be a finite number above 0, not {weight!r}.")
-                slopes = self._slope(closure)
+                slopes, rows = self._slope(closure)
                 if self.keep is None:
                     self.keep = _held(slopes) * self.batches.count <= KEPT
                 if self.keep:
                     made.append((weight, slopes))
+                    self.known.append(rows)
                 yield weight, slopes
         self.kept = made
 
-    def _slope(self, closure: Closure) -> list[torch.Tensor]:
+    def _slope(self, closure: Closure) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """The gradient with its graph; and the rows' losses where they are known and of use."""
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
             loss = closure()
             if any(p.grad is not None for p in self.params):
@@ -359,12 +356,12 @@ class Hessian:
                 raise ValueError(
                     f"{self.who}: the closure must return the loss, a scalar tensor with its graph, not {what}."
                 )
-            self.known.append(losses_of_rows(loss))
+            rows = losses_of_rows(loss) if self.keep is not False and self.batches.count > 1 else None
             found = torch.autograd.grad(loss.sum(), self.params, create_graph=True, allow_unused=True)
         slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
         if not all(bool(g.isfinite().all()) for g in slopes):
             raise ValueError(f"{self.who}: the gradient is not finite.")
-        return slopes
+        return slopes, rows
 
     def _pulled(
         self,

@@ -273,8 +273,8 @@ def guided(
 class Span:
     """The orthonormal rows W and D's images of them; Q = XW and A's images of that, in the first rows of each.
 
-    S = W D Wᵀ, G = Q A Wᵀ, and `gram` is that of all images, of W and then of Q, so that what is small stays small: no
-    long vector is touched but to make a new one.
+    S = W D Wᵀ, G = Q A Wᵀ, and `gram` is that of all images, of W and then of Q, so that what is small stays small:
+    long vectors are touched only where there is a new one.
 
     >>> span = Span(lambda v: 2 * v, torch.Generator(), torch.empty(3, 3), torch.empty(2, 3))
     >>> span.widen(torch.tensor([3.0, 0.0, 0.0]))

@@ -130,6 +130,7 @@ class Monitor:
         self._stride, self._windows, self._broke = 1, 0, False
         self._aftermath, self._left, self.slowed = Aftermath(), 0.0, 0.0
         self._at: int | None = None  # the step that was looked at last
+        self._pace = math.inf  # seconds a step since then
         self.chatter: Chatter | None = None
         self._room = {"trace": True, "chatter": True}
         self._hooks: list[Any] = []
@@ -214,11 +215,14 @@ class Monitor:
         caller's own.
         """
         if self.idle:
+            self._left += listened
             return self.skip(1)
         called = time.perf_counter()
         self.t += 1
         if self._at is not None:
-            slowed = self._aftermath.step(max(0.0, called - self._left - listened), self.t - self._at)
+            seconds, steps = max(1e-9, called - self._left - listened), self.t - self._at
+            self._pace = seconds / steps
+            slowed = self._aftermath.step(seconds, steps)
             self.slowed += slowed
             self.spent += slowed
         counted = self.spent
@@ -291,11 +295,11 @@ class Monitor:
         """How many of the coming steps need not be looked at."""
         if self.wants is not None or self.chatter_open:
             return 0
-        steps = int(min(LONGEST, NAP * (self.t - self._first) / self._elapsed()))
+        steps = int(min(LONGEST, NAP / self._pace))
         if self._aftermath.left:
             steps = min(steps, self._aftermath.left - 1)
         to_trace = self._stride - 1 - self.t % self._stride
-        to_grid = self._grid - self.t - 2 if self._grid > self.t + 1 else steps
+        to_grid = self._grid - self.t - 2 if self._grid > self.t else steps
         return max(0, min(steps, to_trace, to_grid))
 
     def _has_room(self, kind: str) -> bool:
@@ -328,7 +332,7 @@ class Monitor:
     def _trace(self, loss: Any) -> None:
         """A row of the weights' checksums and of the loss, at steps whose distance is a power of two.
 
-        And at the first step whose loss is not finite, where looking costs nothing.
+        And at the first step that is looked at whose loss is not finite, where looking costs nothing.
         """
         broke = not self._broke and isinstance(loss, float) and not math.isfinite(loss)
         if self.t % self._stride and not broke:
