@@ -20,6 +20,7 @@ from apart import apart
 from nonsmooth.penalties import L1
 from nonsmooth.torch import Proximal, monitor, probes
 from nonsmooth.torch import audit as audit_module
+from nonsmooth.torch.aftermath import Aftermath
 from nonsmooth.torch.audit import Audit
 from nonsmooth.torch.capture import Capture
 from nonsmooth.torch.tape import Tape
@@ -449,6 +450,19 @@ def test_steps_that_it_sleeps_through_are_counted(n, monkeypatch):
     audit, looked, same = slept(n, 1e9, monkeypatch)
     assert all_of_them == n == awake.facts["steps"] == audit.facts["steps"]
     assert same == traced and (looked < n / 2 or n < 100)
+
+
+@pytest.mark.parametrize("budget", [1.0, 1e-9])
+def test_steps_that_are_listened_to_are_told_from_the_others(budget, monkeypatch):
+    told, own = [], Aftermath.step
+    monkeypatch.setattr(audit_module, "ALLOWANCE", 0.0)
+    monkeypatch.setattr(Aftermath, "step", lambda self, s, n, taped: (told.append(taped), own(self, s, n, taped))[1])
+    with Audit(trials=0, budget=budget) as audit:
+        listened, listen = [], audit.capture.listen
+        audit.capture.listen = lambda: (listened.append(audit.monitor.t), listen())
+        model = network()
+        steps(model, optim.SGD(model.parameters(), lr=0.01), n=12)
+    assert sum(told) == sum(1 <= t < 12 for t in listened) and (sum(told) > 8) == (budget == 1.0)
 
 
 def test_one_of_several_optimisers_is_watched_and_the_others_are_named():

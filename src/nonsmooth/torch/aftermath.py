@@ -20,7 +20,9 @@ class Aftermath:
 
     >>> after = Aftermath()
     >>> sum(after.step(0.001) for _ in range(20))  # without a probe: nothing
-    0
+    0.0
+    >>> round(after.step(0.002, listened=True), 6)
+    0.001
     >>> after.probed()
     >>> round(sum(after.step(s) for s in (0.002, 0.0015, *[0.001] * 14)), 6)
     0.0015
@@ -40,16 +42,22 @@ class Aftermath:
         """A probe has just been made."""
         self._since = 0
 
-    def step(self, seconds: float, steps: int = 1) -> float:
-        """So many steps took so long, all observing left out; returns what of a finished window is to be counted."""
-        if not self.left:
-            self._usual.append(seconds / steps)
-            return 0
-        self._since += steps
+    def step(self, seconds: float, steps: int = 1, listened: bool = False) -> float:
+        """So many steps took so long, all observing left out; returns what is to be counted.
+
+        Of a window that is at its end; and at once of steps that were `listened` to: a tape makes them slower.
+        """
+        excess = 0.0
         if self._usual:
             usual = statistics.median(self._usual)
-            self._excess += min(seconds - usual * steps, LUMP * usual)
+            excess = min(seconds - usual * steps, LUMP * usual)
+        if not self.left:
+            if not listened:
+                self._usual.append(seconds / steps)
+            return max(excess, 0.0) if listened else 0.0
+        self._since += steps
+        self._excess += excess
         if self.left:
-            return 0
+            return 0.0
         counted, self._excess = max(self._excess, 0.0), 0.0
         return counted

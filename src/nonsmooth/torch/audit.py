@@ -218,6 +218,7 @@ class Audit:
             else f"the script's own batch at step {monitor.t + 1}{words}",
             sum(float(loss.sum()) for loss in heard.losses[-count:]) if heard.losses else None,
             self.capture.listened,
+            heard.tape is not None,
         )
         look = monitor.wants is not None or monitor.t < LOOKS
         self._left = {id(p): p._version for _, p in monitor.probes.params()} if look else {}

@@ -36,8 +36,9 @@ WINDOW = 16
 """The consecutive steps over which signs of weights are followed."""
 SIDE = 0.15
 """The share of the budget that traces of the weights, and windows of their signs, may each take."""
-RESERVE = 0.05
-"""The share of the budget that is held back for what no clock of ours sees: calls of hooks, caches that are cold."""
+RESERVE = 0.06
+"""The share of the budget that is held back, for each second of training, for what no clock of ours sees: calls of
+hooks, caches that are cold. At a budget of 1 it is nothing."""
 APART = 1.1
 """How far apart, by this factor, the steps are at which the allowance pays."""
 FIRST = 8.0
@@ -208,11 +209,12 @@ class Monitor:
         data: str | None = None,
         loss: Any = None,
         listened: float = 0.0,
+        taped: bool = False,
     ) -> None:
         """To be called after a step: with the closure and the data of this step, where they are others each time.
 
         loss: what the script called backward on, for the trace. listened: seconds since the last call that were the
-        caller's own.
+        caller's own. taped: whether it took down what the step did, which makes a step slower.
         """
         if self.idle:
             self._left += listened
@@ -222,7 +224,7 @@ class Monitor:
         if self._at is not None:
             seconds, steps = max(1e-9, called - self._left - listened), self.t - self._at
             self._pace = seconds / steps
-            slowed = self._aftermath.step(seconds, steps)
+            slowed = self._aftermath.step(seconds, steps, taped)
             self.slowed += slowed
             self.spent += slowed
         counted = self.spent
@@ -280,7 +282,7 @@ class Monitor:
             self._granted += self._cost[granted]  # on a grid of steps, so that two runs have them in common
             return granted
         elapsed, spent = self._elapsed(), self.spent - self._paused
-        budget = (1 - RESERVE) * self.budget
+        budget = self.budget * (1 - RESERVE * (1 - self.budget))
         for kind in sorted(kinds, key=lambda k: (bool(self._made[k]), self._used[k])):
             cost = self._cost[kind]
             affordable = spent + cost <= budget * (elapsed + cost)
