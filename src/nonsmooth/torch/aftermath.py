@@ -21,7 +21,7 @@ class Aftermath:
     >>> after = Aftermath()
     >>> sum(after.step(0.001) for _ in range(20))  # without a probe: nothing
     0.0
-    >>> round(after.step(0.002, listened=True), 6)
+    >>> round(after.step(0.002, taped=True), 6)
     0.001
     >>> after.probed()
     >>> round(sum(after.step(s) for s in (0.002, 0.0015, *[0.001] * 14)), 6)
@@ -42,19 +42,19 @@ class Aftermath:
         """A probe has just been made."""
         self._since = 0
 
-    def step(self, seconds: float, steps: int = 1, listened: bool = False) -> float:
+    def step(self, seconds: float, steps: int = 1, taped: bool = False) -> float:
         """So many steps took so long, all observing left out; returns what is to be counted.
 
-        Of a window that is at its end; and at once of steps that were `listened` to: a tape makes them slower.
+        Of a window that is at its end; and at once of steps that were `taped`, which makes them slower.
         """
         excess = 0.0
         if self._usual:
             usual = statistics.median(self._usual)
             excess = min(seconds - usual * steps, LUMP * usual)
         if not self.left:
-            if not listened:
+            if not taped:
                 self._usual.append(seconds / steps)
-            return max(excess, 0.0) if listened else 0.0
+            return max(excess, 0.0) if taped else 0.0
         self._since += steps
         self._excess += excess
         if self.left:
