@@ -450,6 +450,7 @@ def test_steps_that_it_sleeps_through_are_counted(n, monkeypatch):
     audit, looked, same = slept(n, 1e9, monkeypatch)
     assert all_of_them == n == awake.facts["steps"] == audit.facts["steps"]
     assert same == traced and (looked < n / 2 or n < 100)
+    assert not any(a.facts["edited"] for a in (awake, audit))  # the steps slept through are the optimiser's own
 
 
 @pytest.mark.parametrize("budget", [1.0, 1e-9])

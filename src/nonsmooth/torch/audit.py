@@ -228,6 +228,7 @@ class Audit:
         elif steps := min(monitor.idle, self._next - monitor.t - 1):
             monitor.skip(steps)
             self.capture.sleep(optimizer, steps)
+            self._left = {}  # the optimiser writes meanwhile, unheard
 
     def _heard(self, optimizer: Optimizer, heard: Heard) -> None:
         """Take the batch of this step, after a look at whether it is what the optimiser saw."""
