@@ -30,17 +30,13 @@ class Aftermath:
 
     def __init__(self) -> None:
         self._usual: deque[float] = deque(maxlen=USUAL)
-        self._since = WINDOW
-        self._excess = 0.0
-
-    @property
-    def left(self) -> int:
+        self.left = 0
         """How many of the coming steps are of those after a probe, and not to be timed with others."""
-        return max(0, WINDOW - self._since)
+        self._excess = 0.0
 
     def probed(self) -> None:
         """A probe has just been made."""
-        self._since = 0
+        self.left = WINDOW
 
     def step(self, seconds: float, steps: int = 1, taped: bool = False) -> float:
         """So many steps took so long, all observing left out; returns what is to be counted.
@@ -52,10 +48,11 @@ class Aftermath:
             usual = statistics.median(self._usual)
             excess = min(seconds - usual * steps, LUMP * usual)
         if not self.left:
-            if not taped:
-                self._usual.append(seconds / steps)
-            return max(excess, 0.0) if taped else 0.0
-        self._since += steps
+            if taped:
+                return max(excess, 0.0)
+            self._usual.append(seconds / steps)
+            return 0.0
+        self.left = max(0, self.left - steps)
         self._excess += excess
         if self.left:
             return 0.0
