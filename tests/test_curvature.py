@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,28 @@ def test_graphs_are_kept_where_they_are_small(monkeypatch):
     assert len(calls) == 25 and not large.keep and not large.kept
     true = torch.linalg.eigvalsh(dense(lambda: cross_entropy(model(X), Y), params)).numpy()[::-1][:2]
     assert sharpness(loss, params, k=2).value == pytest.approx(true, rel=1e-2)
+
+
+def test_a_closure_with_a_large_graph_is_evaluated_for_each_product(monkeypatch):
+    model = net(7)
+    params, calls = list(model.parameters()), []
+    loss = lambda: calls.append(1) or cross_entropy(model(X), Y)  # noqa: E731
+    found = sharpness(loss, params, k=2)
+    assert len(calls) == 1
+    monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", 1000)
+    calls.clear()
+    anew = sharpness(loss, params, k=2)
+    assert np.array_equal(anew.value, found.value) and anew.products == found.products == len(calls)
+    batches = cycle(zip(X.split(8), Y.split(8), strict=True))
+
+    def another() -> torch.Tensor:
+        x, y = next(batches)
+        return cross_entropy(model(x), y)
+
+    with pytest.raises(ValueError, match=r"sharpness: the loss is .* the first time and .* when it is evaluated anew"):
+        sharpness(another, params)
+    with pytest.raises(ValueError, match="take its batch outside of the closure"):
+        sharpness([another] * 2, params)
 
 
 def test_dropout_keeps_its_masks_and_nothing_is_disturbed():

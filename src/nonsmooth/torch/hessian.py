@@ -216,11 +216,12 @@ class Hessian:
     """v ↦ P^{-½} (± H + diag c) P^{-½} v for flat vectors v, H the Hessian of the loss in `params`.
 
     `preconditioner` is the diagonal of P, and `shift` is c, a tensor or a number a parameter; `sign` −1 is for a loss
-    that is maximised. A single closure is evaluated once and its graph kept; `products` counts. Within a pass each
-    closure sees the random numbers of the first time, so that dropout keeps its masks.
+    that is maximised. `products` counts. Graphs are kept as `Batches` says; where they are not, each product evaluates
+    the closures anew, with the random numbers of the first time, so that dropout keeps its masks.
 
     Raises ValueError, in one sentence, for a closure that calls backward or gives no scalar with a graph, for one
-    whose gradient is not finite, and for a preconditioner that is not above 0.
+    whose gradient is not finite, for a loss that is another when it is evaluated anew, and for a preconditioner that
+    is not above 0.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> Hessian(lambda: w.prod() + w[0] ** 2, [w])(torch.tensor([1.0, 0.0])).tolist()  # H = [[2, 1], [1, 0]]
@@ -236,6 +237,7 @@ class Hessian:
     products: float = 0.0
     kept: list[tuple[float, list[torch.Tensor]]] = field(default_factory=list)
     known: list[torch.Tensor | None] = field(default_factory=list)
+    value: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.params, torch.Tensor):
@@ -326,21 +328,30 @@ class Hessian:
             return
         made = []
         self.known = []
+        value = 0.0
         with undisturbed(self.params, self.batches.generators):
             for weight, closure in self.batches.parts():
                 if not (math.isfinite(weight) and weight > 0):
                     raise ValueError(f"{self.who}: a batch's weight must be a finite number above 0, not {weight!r}.")
-                slopes, rows = self._slope(closure)
+                slopes, rows, loss = self._slope(closure)
+                value += weight * float(loss)
                 if self.keep is None:
                     self.keep = _held(slopes) * self.batches.count <= KEPT
                 if self.keep:
                     made.append((weight, slopes))
                     self.known.append(rows)
                 yield weight, slopes
+                del slopes
         self.kept = made
+        first = self.value = value if self.value is None else self.value
+        if abs(value - first) > math.sqrt(torch.finfo(loss.dtype).eps) * abs(first):
+            raise ValueError(
+                f"{self.who}: the loss is {first:.6g} the first time and {value:.6g} when it is evaluated anew; take "
+                "its batch outside of the closure, or give a loader with the same batches each time."
+            )
 
-    def _slope(self, closure: Closure) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """The gradient with its graph; and the rows' losses where they are known and of use."""
+    def _slope(self, closure: Closure) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
+        """The gradient with its graph; the rows' losses where they are known and of use; and the loss."""
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
             loss = closure()
             if any(p.grad is not None for p in self.params):
@@ -361,7 +372,7 @@ class Hessian:
         slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
         if not all(bool(g.isfinite().all()) for g in slopes):
             raise ValueError(f"{self.who}: the gradient is not finite.")
-        return slopes, rows
+        return slopes, rows, loss.detach().sum()
 
     def _pulled(
         self,
@@ -440,7 +451,7 @@ def _as_batches(loss: Any, who: str) -> Batches:
     if isinstance(loss, Batches):
         return loss
     if callable(loss):
-        return Batches(lambda: iter([(1.0, loss)]), 1, keep=True)
+        return Batches(lambda: iter([(1.0, loss)]), 1, getattr(loss, "keep_graph", None))
     if isinstance(loss, Iterable):
         parts = [part if isinstance(part, tuple) else (1.0, part) for part in loss]
         if parts and all(len(part) == 2 and callable(part[1]) for part in parts):

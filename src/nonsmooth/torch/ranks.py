@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -119,6 +119,8 @@ class MeanOverRanks:
     params: tuple[torch.Tensor, ...]
     weight: float = 1.0
     ranks: Ranks = Ranks()
+    keep_graph: ClassVar[bool] = True
+    """Between products, on all ranks: each by itself might find its graph small or large, and wait for the others."""
 
     def __call__(self) -> torch.Tensor:
         with self.ranks.together(WHO):
