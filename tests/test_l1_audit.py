@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from itertools import pairwise
 
@@ -15,9 +16,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nonsmooth.penalties import L1
 from nonsmooth.torch import Proximal
+from nonsmooth.torch.findings import findings
 from nonsmooth.torch.l1_audit import (
     Chatter,
     PenaltyTerm,
+    Turning,
+    TurningRow,
     bounce,
     bounce_of,
     continued,
@@ -328,6 +332,42 @@ def test_a_falling_norm_has_no_turn_and_a_short_continuation_says_that_it_moves(
     assert [row.settled for row in short.rows] == [True, False] and "still moving" in str(short)
 
 
+SEEN = (104.6, 110.8, 98.0, 86.3, 77.1, 47.5)
+"""A short trial of AdamW on minibatches: one λ above the one before it, and a norm that falls."""
+
+
+@pytest.mark.parametrize(
+    ("norms", "drifts", "turn", "falls"),
+    [
+        (SEEN, (0.15, 0.13, 0.13, 0.14, 0.03, -0.08), None, True),
+        (SEEN, (0.0,) * 6, None, False),  # one λ did raise the norm, and larger ones did not
+        ((9.0, 7.0, 8.0), (0.0,) * 3, 2.0, False),
+        ((7.0, 9.0, 8.0), (0.0,) * 3, 1.0, False),
+        ((9.0, 7.0, 8.0), (0.0, -0.06, 0.06), 2.0, False),  # 8 − 7 > 0.06 · 15
+        ((9.0, 7.0, 8.0), (0.0, -0.07, 0.07), None, False),  # 8 − 7 < 0.07 · 15
+        ((9.0, 7.0, 7.03), (0.0,) * 3, None, True),  # not by 0.5 %
+        ((9.0, 7.0, math.nan), (0.0, 0.0, math.nan), None, False),
+        ((9.0, 9.0, 9.0), (0.0,) * 3, None, False),
+    ],
+)
+def test_a_turn_is_the_least_norm_and_all_larger_lams_are_above_it(norms, drifts, turn, falls):
+    pairs = zip(norms, drifts, strict=True)
+    rows = tuple(TurningRow(2.0**i, norm, 0, drift, norm, norm, 0) for i, (norm, drift) in enumerate(pairs))
+    found = Turning(rows, 50, "")
+    assert (found.turn, found.predicted, found.falls) == (turn, turn, falls)
+
+
+def test_what_the_trials_do_not_tell_is_not_said():
+    target = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
+    w = torch.nn.Parameter(0.5 * target)  # it still grows: by more than a larger λ takes off
+    terms, loss = [PenaltyTerm("w", 1e-3, "autograd")], lambda: (w - target).square().sum() + 1e-3 * w.abs().sum()
+    audit = l1_audit(optim.SGD([w], lr=0.01), terms, loss, {"w": w}, steps=40, multiples=(1, 40))
+    assert audit.turning.turn is None and not audit.turning.falls and not audit.turning.settled
+    assert "Whether a larger λ raises the norm cannot be told from these; the law foresaw no turn." in str(audit)
+    told = next(one for one in findings({"l1": audit.to_dict()}, []) if one.id == "l1-turning")
+    assert told.level == "note" and "cannot be told" in told.title and told.number is None
+
+
 @pytest.mark.parametrize("through", ["autograd", "grad"])
 def test_a_scaled_penalty_is_the_penalty_at_that_lam(through):
     """Against a run whose loss has the larger λ written in it; it stays away from kinks, so rounding is all."""
@@ -449,6 +489,21 @@ def test_an_audit_is_plain_data_and_readable():
     text = str(audit)
     prose = [line for line in text.splitlines() if "Proximal(" not in line and "times" not in line]
     assert max(map(len, prose)) <= 110 and "train.py:12: take the penalty out of the loss" in text
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop, optim.Adagrad])
+def test_the_law_says_where_its_step_falls_with_lam(kind):
+    law = LeastSquares(kind, 1e-2, 0.3, steps=50, window=50).audit().law
+    root = kind not in (optim.SGD, optim.Adagrad)
+    assert (f"{kind.__name__} divides by the root of a mean of g²: τ falls as 1/λ where λ outweighs" in law) is root
+
+
+def test_a_law_that_is_not_met_is_said_before_the_law():
+    fields = {"amplitude": 0.5, "amplitude_law": {"low": 0.1, "mean": 0.1, "high": 0.1}, "law": "τλ/2", "window": 9}
+    facts = {"l1": {"terms": [{"through": "autograd"}], "chattering": 3, "followed": 3} | fields}
+    told = next(one for one in findings(facts, []) if one.id == "l1-chatter").evidence
+    assert told.startswith("Signs watched over 9 steps. Outside of the law: something else moves them too")
+    assert "settled. The law: τλ/2. Mean over these weights;" in told
 
 
 W = torch.nn.Parameter(torch.ones(3))

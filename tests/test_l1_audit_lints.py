@@ -108,6 +108,36 @@ def test_a_mean_is_told_from_a_sum():
     assert "The mean over 30 weights makes λ = 3.33e-08 of 1e-06." in lint.evidence and "Sum |w|" in lint.do
 
 
+def test_the_line_for_a_mean_has_the_lam_of_each_layer():
+    model = Net()
+    named = dict(model.named_parameters())
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+
+    def lines(lams):
+        terms = [PenaltyTerm(name, lam, "autograd", "", "mean") for name, lam in zip(PROPER, lams, strict=True)]
+        loss = lambda: model.loss() + sum(term.lam * named[term.name].abs().sum() for term in terms)  # noqa: E731
+        return fired(l1_audit(optimizer, terms, loss, model, steps=16, turn=False))["mean-not-sum"].lines
+
+    assert lines((0.1, 0.1)).startswith("# lam = 0.1 is as much as now\npenalty = lam * sum(")
+    apart = lines((1 / 30, 1 / 5))
+    assert apart.startswith("# one lam for all: now it is from 0.0333 (inner.weight) to 0.2 (outer.weight)\npenalty")
+
+
+def test_a_lam_that_cannot_be_told_is_left_to_the_reader():
+    """The evidence says so, and the lines have a name in place of a number."""
+    model = Net()
+    named, own = dict(model.named_parameters()), optim.AdamW(model.parameters(), lr=0.25)
+    term = PenaltyTerm("outer.weight", 0.0, "detached", "train.py:3")
+    lint = fired(l1_audit(own, [term], lambda: model.loss(), model, turn=False))["detached"]
+    assert lint.evidence.endswith("λ, and whether it is on other weights too, cannot be told")
+    assert "# lam, and on which weights, could not be told: write those of your script" in lint.lines
+    scope = {"torch": torch, "model": model, "lam": 0.5}
+    exec(lint.lines, scope)
+    assert [(id(p), g.lam) for p, g, _ in scope["optimizer"].penalised()] == [(id(p), 0.5) for p in weights(model)]
+    beside = mending_lines(own, [term, PenaltyTerm("inner.weight", 0.1, "autograd")], named, model)
+    assert "L1(0.1)" in beside and "take out the penalty, which has no gradient" in beside
+
+
 def test_the_first_evidence_is_a_place():
     lint = fired(audited(through="detached"))["detached"]
     assert lint.evidence.startswith("inner.weight, outer.weight (train.py:9)")

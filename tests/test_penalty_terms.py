@@ -226,6 +226,30 @@ def test_a_penalty_without_a_gradient_is_named(how, penalty):
     assert audit.facts["l1"] is not None
 
 
+def one_by_one(model: nn.Module) -> torch.Tensor:
+    total = torch.zeros(()).double() * model[0].weight.sum()
+    for p in weights(model):
+        total = total + LAM * p.abs().sum().item()
+    return total
+
+
+def line_by_line(model: nn.Module) -> float:
+    first, second = weights(model)
+    penalty = LAM * first.abs().sum().item()
+    penalty += LAM * second.abs().sum().item()
+    return penalty
+
+
+def test_numbers_that_are_read_have_a_lam_where_it_can_be_told():
+    one_place = audited(lambda m: LAM * sum(p.abs().sum().item() for p in weights(m)))[1]
+    whole = audited(lambda m: LAM * sum(p.abs().sum() for p in weights(m)).item())[1]
+    for terms in (one_place, whole, audited(one_by_one)[1]):
+        assert [(term.name, term.through) for term in terms] == [("0.weight", "detached"), ("2.weight", "detached")]
+        assert [term.lam for term in terms] == pytest.approx([LAM] * 2, rel=1e-3)
+    _, terms = audited(line_by_line)  # λ(a + b) looks like a multiple of b
+    assert [(term.name, term.lam, term.through) for term in terms] == [("2.weight", 0.0, "detached")]
+
+
 INNOCENT: dict[str, Callable[[nn.Module], Any]] = {
     "a number": lambda m: 0.5,
     "an L2 norm without a gradient": lambda m: LAM * m[0].weight.detach().norm(),

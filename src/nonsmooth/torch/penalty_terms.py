@@ -136,17 +136,25 @@ def _lam(p: torch.Tensor, sign: torch.Tensor, slope: torch.Tensor, reduction: st
 def detached_terms(found: list[Detached], named: Mapping[str, torch.Tensor]) -> tuple[PenaltyTerm, ...]:
     """The penalties that no gradient passes, of what a tape saw: λ is what was added over Σ|w|, roughly.
 
+    A number that was read of some of the weights may have been added to others before it came into the loss: unless all
+    weights were read, by one call or by several, its λ cannot be told, and is 0.
+
     >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     >>> terms = detached_terms([Detached((id(w),), "data", "train.py:7", True, 0.75)], {"w": w})
     >>> terms[0].through, terms[0].lam
     ('detached', 0.25)
+    >>> detached_terms([Detached((id(w),), "item", "", True, 0.75)], {"w": w, "v": torch.ones(2)})[0].lam
+    0.0
     """
     names = {id(p): name for name, p in named.items()}
+    read = {names[p] for one in found if one.how == "item" for p in one.params if p in names}
+    whole = read >= ({name for name, p in named.items() if p.ndim > 1} or named.keys())
     terms: dict[str, PenaltyTerm] = {}
     for one in found:
         held = [names[p] for p in dict.fromkeys(one.params) if p in names]
         total = sum(float(named[name].detach().abs().sum()) for name in held)
-        lam = abs(one.value) / total if one.value is not None and total else 0.0
+        told = one.value is not None and (one.how != "item" or whole)
+        lam = abs(one.value or 0.0) / total if told and total else 0.0
         for name in held:
             terms.setdefault(name, PenaltyTerm(name, lam, "detached", one.place))
     return tuple(terms.values())

@@ -155,7 +155,7 @@ def _span(value: Any) -> tuple[float, float, float] | None:
 
 
 def _law(measured: float, value: Any) -> tuple[str, str]:
-    """What the law gives, one number or a range, and a sentence where the measured number is outside of it."""
+    """What the law gives, one number or a range, and a sentence with a space where the measured number is outside."""
     span = _span(value)
     if span is None:
         return "no law is known for it here", ""
@@ -163,7 +163,7 @@ def _law(measured: float, value: Any) -> tuple[str, str]:
     law = f"{say(mean)} by the law" + ("" if low == high else f" ({say(low)} to {say(high)} by the start)")
     if low * (1 - WITHIN) <= measured <= high * (1 + WITHIN):
         return law, ""
-    return law, " Outside of the law: something else moves them too, or they are not settled."
+    return law, "Outside of the law: something else moves them too, or they are not settled. "
 
 
 def _chatter(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
@@ -179,7 +179,7 @@ def _chatter(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
             "l1-chatter",
             "note",
             f"{count:.0f}{of} weights bounce about 0 at a mean |w| of {say(amplitude)}: {met}.",
-            f"{over}{f'The law: {law}. ' if law else ''}Mean over these weights; the law's range is no error bar.{off}"
+            f"{over}{off}{f'The law: {law}. ' if law else ''}Mean over these weights; the law's range is no error bar."
             + (f" {noisy:.0f} more change sign by {by}, which outweighs λ there." if noisy else ""),
             "λ sign(w) is as large for a small weight, so that steps carry it past 0. The bounce follows the "
             "learning rate: decay shrinks it, and makes no zero.",
@@ -218,12 +218,12 @@ def _floor(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
     if share < FLOOR_NOTE or held is None:
         return
     late, (law, off) = spread(last(record.chatter, "norm")), _law(held, l1.get("floor"))
-    also = f" ‖w‖₁ in the last third of the run: {late}." if late is not None else ""
+    also = f"‖w‖₁ in the last third of the run: {late}." if late is not None else ""
     yield Finding(
         "l1-floor",
         "problem" if share >= FLOOR_PROBLEM else "note",
         f"{percent(min(share, 1.0))} of the L1 norm is the bounce of weights about 0, and not what the data ask for.",
-        f"They hold {say(held)} of ‖w‖₁ = {say(finite(l1, 'norm'))}; {law}.{off}{also}",
+        f"They hold {say(held)} of ‖w‖₁ = {say(finite(l1, 'norm'))}; {law}. {off}{also}".strip(),
         "That part grows with the learning rate and, but under RMSprop and Adam, with λ: the norm does not measure "
         "sparsity, and a larger λ may raise it.",
         "Judge sparsity by exact zeros of proximal steps, not by the norm.",
@@ -259,6 +259,16 @@ def _turn(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
         )
         return
     told: dict[str, Any] = {"number": turn, "unit": "times the present λ"}
+    if turn is None and turning.get("falls") is False:
+        yield Finding(
+            "l1-turning",
+            "note",
+            "Whether a larger λ raises the L1 norm cannot be told from these trials.",
+            evidence,
+            "It is told where all λ above that of the least norm leave larger norms, by more than these still drift.",
+            "Longer trials may tell.",
+        )
+        return
     if turn is None:
         title = f"A larger λ still lowers the norm, up to {norms[-1][0]:g} times the present one."
         yield Finding("l1-turning", "fine", title, evidence, "λ still does what it is meant to do to the norm.", **told)

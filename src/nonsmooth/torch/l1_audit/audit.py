@@ -11,7 +11,7 @@ import torch
 
 from nonsmooth.torch.effective import unwrapped
 from nonsmooth.torch.l1_audit.chatter import Chatter, reach_of
-from nonsmooth.torch.l1_audit.laws import Bounce, Closure, Penalised, bounce_of, penalised_weights
+from nonsmooth.torch.l1_audit.laws import ROOTS, Bounce, Closure, Penalised, bounce_of, penalised_weights
 from nonsmooth.torch.l1_audit.lints import Lint, lints
 from nonsmooth.torch.l1_audit.mending import mending_lines
 from nonsmooth.torch.l1_audit.terms import PenaltyTerm
@@ -130,6 +130,7 @@ class L1Audit:
             found["turning"] |= {
                 "turn": self.turning.turn,
                 "predicted": self.turning.predicted,
+                "falls": self.turning.falls,
                 "settled": self.turning.settled,
             }
         plain: dict[str, Any] = _plain(found)
@@ -352,6 +353,9 @@ def _law_in_words(inner: Any, parts: Sequence[Penalised], ranges: bool) -> str:
             f"{type(inner).__name__} has no effective step of its own for each weight, or has not stepped yet: no law"
         )
     words = "τλ(1 + r²)/2 a weight, r = |∂f|/λ, τ the optimiser's effective step"
+    if isinstance(inner, ROOTS):
+        name = type(inner).__name__
+        words += f"; {name} divides by the root of a mean of g²: τ falls as 1/λ where λ outweighs the data"
     if isinstance(inner, torch.optim.Adagrad):
         words += "; Adagrad's τ shrinks, so this is no floor"
     return words + ("; under momentum times a factor that depends on the start: a range" if ranges else "")

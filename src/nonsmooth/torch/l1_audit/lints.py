@@ -79,10 +79,11 @@ def _detached(terms: Sequence[PenaltyTerm], lines: str) -> Lint | None:
     dead = [term for term in terms if term.through == "detached"]
     if not dead:
         return None
+    untold = "" if all(t.lam for t in dead) else "; λ, and whether it is on other weights too, cannot be told"
     return Lint(
         "detached",
         "The penalty has no gradient: it is in the number that you log, and moves no weight.",
-        f"{_called([t.name for t in dead])}{_at(dead)}: computed from .data, .detach() or .item()",
+        f"{_called([t.name for t in dead])}{_at(dead)}: computed from .data, .detach() or .item(){untold}",
         "Use Proximal, which needs no gradient of it; or compute it from the parameters themselves.",
         lines,
     )
@@ -192,12 +193,16 @@ def _mean(terms: Sequence[PenaltyTerm], parts: Sequence[Penalised]) -> Lint | No
         return None
     part = max(held, key=lambda part: part.p.numel())
     n = part.p.numel()
+    low, high = (pick(held, key=lambda part: part.lam) for pick in (min, max))
+    now = f"# lam = {part.lam:.3g} is as much as now"
+    if high.lam > 1.01 * low.lam:
+        now = f"# one lam for all: now it is from {low.lam:.3g} ({low.name}) to {high.lam:.3g} ({high.name})"
     return Lint(
         "mean-not-sum",
         "The penalty is a mean of |w| and not a sum: each weight feels λ/n, and the larger its layer the less.",
         f"{part.name}: over {n} weights λ = {part.lam * n:.3g} is {part.lam:.3g} for each",
         "Sum |w|: λ is then what each weight feels, in every layer alike.",
-        f"penalty = lam * sum(p.abs().sum() for p in weights(model))  # lam = {part.lam:.3g} is as much as now",
+        f"{now}\npenalty = lam * sum(p.abs().sum() for p in weights(model))",
     )
 
 

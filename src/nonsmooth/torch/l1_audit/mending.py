@@ -26,7 +26,8 @@ def mending_lines(
     """What to take out and what to write: the optimiser as it is, in a `Proximal`, with λ of Σ|w|.
 
     A λ that differs between parameters becomes one pair for each λ; λ of a mean is divided by the number of weights
-    already. "" where all is proximal. For an optimiser without an effective step the lines change to SGD.
+    already. Where λ cannot be told it is `lam`, to be written by hand. "" where all is proximal. For an optimiser
+    without an effective step the lines change to SGD.
 
     >>> net = torch.nn.Linear(2, 1)
     >>> term = PenaltyTerm("weight", 0.5, "autograd", "train.py:7")
@@ -37,17 +38,19 @@ def mending_lines(
     # train.py:7: take the penalty out of the loss
     optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=0.1), L1(0.5), params=weights(model))
     """
-    wrong = [term for term in terms if term.through != "proximal" and term.lam > 0]
+    wrong = [term for term in terms if term.through == "detached" or (term.through != "proximal" and term.lam > 0)]
     if not wrong:
         return ""
     lams: dict[str, float] = {}
-    for term in wrong:
+    for term in (term for term in wrong if term.lam > 0):
         lams[term.name] = lams.get(term.name, 0.0) + term.lam
     already = {term.name for term in terms if term.through == "proximal"}
     removal = _removals(wrong)
-    if already & lams.keys():
+    if already & {term.name for term in wrong}:
         return "\n".join([*removal, "# the Proximal stays as it is"])
-    pairs, uses_weights = _pairs(lams, named, model)
+    if not lams:
+        removal.append("# lam, and on which weights, could not be told: write those of your script")
+    pairs, uses_weights = _pairs(lams, named, model) if lams else ([("lam", "weights(model)")], True)
     alone = len(pairs) == 1
     penalty = (
         f"L1({pairs[0][0]}), params={pairs[0][1]}"

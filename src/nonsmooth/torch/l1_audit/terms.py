@@ -24,7 +24,8 @@ class PenaltyTerm:
     """λΣ|w| on one parameter, in the loss that the optimiser sees: a mean over n weights has λ/n here.
 
     through: "autograd", a term of the loss; "grad", λ sign(w) added to `.grad`; "proximal", by a `Proximal`;
-    "detached", computed from `.data`, `.detach()` or `.item()`, and so without a gradient. place: "file:line", or "".
+    "detached", computed from `.data`, `.detach()` or `.item()`, and so without a gradient; its λ is 0 where that cannot
+    be told. place: "file:line", or "".
 
     Raises ValueError for a λ that is negative or not finite, or another `through` or `reduction`.
 

@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ __all__ = ["Turning", "TurningRow", "continued", "turning_lam"]
 
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 RISE = 0.005
-"""By how much the norm must rise from one λ to the next to count as raised."""
+"""By how much a norm must be above another to count as above it."""
 
 DRIFT = 0.02
 """How far the norm may still move, between the third and the last quarter of the steps, and count as settled."""
@@ -74,18 +74,37 @@ class Turning:
 
     @property
     def turn(self) -> float | None:
-        """The smallest multiple of λ from which the next larger one raised the norm by 0.5 %; None if none did."""
+        """The multiple of λ with the least norm, if all larger ones have norms above it; None if not.
+
+        Above is by more than 0.5 %, and by more than both norms still drift.
+        """
         return self._turn([row.norm for row in self.rows])
 
     @property
     def predicted(self) -> float | None:
-        """The same by the law; None if it foresees no turn here, or was not asked."""
+        """The same by the law, with the drifts as measured; None if it foresees no turn here, or was not asked."""
         norms = [row.predicted for row in self.rows]
         return None if any(n is None for n in norms) else self._turn([float(n or 0.0) for n in norms])
 
     def _turn(self, norms: list[float]) -> float | None:
-        pairs = zip(self.rows, norms, norms[1:], strict=False)
-        return next((row.multiple for row, here, further in pairs if further > here * (1 + RISE)), None)
+        least = norms.index(min(norms))
+        larger = range(least + 1, len(norms))
+        return self.rows[least].multiple if larger and all(self._above(norms, i, least) for i in larger) else None
+
+    def _above(self, norms: list[float], i: int, j: int) -> bool:
+        more = norms[i] - norms[j]
+        drift = abs(self.rows[i].drift) * norms[i] + abs(self.rows[j].drift) * norms[j]
+        return more > RISE * norms[j] and more > drift
+
+    @property
+    def falls(self) -> bool:
+        """Whether the largest λ has the least norm, to 0.5 %, below that of the smallest, and none raised the norm.
+
+        Where there is no turn either, these trials do not tell.
+        """
+        norms = [row.norm for row in self.rows]
+        raised = any(self._above(norms, j, i) for i, j in combinations(range(len(norms)), 2))
+        return self._above(norms, 0, -1) and norms[-1] <= min(norms) * (1 + RISE) and not raised
 
     @property
     def settled(self) -> bool:

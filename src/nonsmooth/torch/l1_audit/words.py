@@ -101,7 +101,9 @@ def _turning(audit: L1Audit) -> list[str]:
     def times(multiple: float) -> str:
         return f"{multiple:g} times this λ" + (f" ({multiple * next(iter(lams)):.4g})" if len(lams) == 1 else "")
 
-    if turn is None:
+    if turn is None and not turning.falls:
+        says = "Whether a larger λ raises the norm cannot be told from these"
+    elif turn is None:
         says = f"A larger λ still lowers the norm, up to {times(last)}"
     elif turn == first:
         says = f"A larger λ RAISES the norm, from {times(turn)} or less on"
