@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import random
@@ -481,10 +482,86 @@ def test_one_of_several_optimisers_is_watched_and_the_others_are_named():
         assert audit.facts["optimizer"]["name"] == name and audit.facts["steps"] == 6
         (other,) = audit.missing
         assert other["what"] == "1 more optimiser" and f"number {which} of 2" in other["why"]
-        assert other["line"] == f"nonsmooth audit --optimizer {3 - which} train.py"
+        assert other["line"] == f"with nonsmooth.torch.Audit(which={3 - which}): train()"
         assert measured(audit.monitor.rows) >= 3
     missing = adversaries(3)
     assert missing.missing[0]["what"] == "the optimiser" and missing.missing[0]["why"] == "only 2 made a step"
+
+
+def test_what_a_generator_made_is_data_to_its_discriminator():
+    made = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+    judge = network()
+    G, D = optim.SGD(made.parameters(), lr=0.1), optim.SGD(judge.parameters(), lr=0.1)
+
+    def trained() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        for _ in range(8):
+            fakes, target = made(torch.randn(len(X), 3)), torch.zeros(len(X), dtype=torch.long)
+            D.zero_grad()
+            (cross_entropy(judge(X), Y) + cross_entropy(judge(fakes.detach()), target)).backward()
+            D.step()
+            G.zero_grad()
+            (-cross_entropy(judge(fakes), target)).backward()
+            G.step()
+        return [t.clone() for t in (*judge.state_dict().values(), *made.state_dict().values(), torch.get_rng_state())]
+
+    start = copy.deepcopy((made.state_dict(), judge.state_dict()))
+    bare = trained()
+    made.load_state_dict(start[0])
+    judge.load_state_dict(start[1])
+    with Audit(budget=0.9, trials=0) as audit:
+        watched = trained()
+    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
+    steps_of = [row for row in audit.monitor.rows if row["kind"] == "step"]
+    assert steps_of and not any("error" in row for row in steps_of) and audit.agreement.gap < 1e-6
+    names = {row["name"] for row in audit.facts["census"]["operations"]}
+    assert "relu" in names and not any("dropout" in name or "detach" in name for name in names)
+    assert not any(finding.id == "hidden-kinks" for finding in audit.findings)
+    assert {name for row in steps_of for name in row["flips_by_layer"]} == {"1"}
+
+
+def test_a_training_that_follows_another_is_not_slept_through(monkeypatch):
+    monkeypatch.setattr(monitor, "NAP", 1e9)
+    monkeypatch.setattr(monitor.Monitor, "_has_room", lambda self, kind: False)
+    monkeypatch.setattr(audit_module, "ALLOWANCE", 0.0)
+    first, second = network(), network()
+    with Audit(budget=1e-9, trials=16) as audit:
+        steps(first, optim.SGD(first.parameters(), lr=0.01), n=150)
+        first.requires_grad_(False)
+        steps(second, optim.Adam(second.parameters()), n=300)
+    assert audit.facts["steps"] == 150 and audit.facts["optimizers"] == 2
+    assert [m["what"] for m in audit.missing] == ["1 more optimiser", "trials from the end"]
+
+
+def test_where_two_optimisers_take_turns_batches_are_kept_to_the_end(monkeypatch):
+    monkeypatch.setattr(monitor.Monitor, "_has_room", lambda self, kind: False)
+    monkeypatch.setattr(audit_module, "ALLOWANCE", 0.0)
+    one, two = network(), network()
+    first, second = optim.SGD(one.parameters(), lr=0.01), optim.SGD(two.parameters(), lr=0.01)
+    with Audit(budget=1e-9, trials=0) as audit:
+        for _ in range(150):
+            steps(one, first, n=1)
+            steps(two, second, n=1)
+    assert [batch.step for batch in audit.kept][-1] > 120
+
+
+def test_the_loss_of_lbfgs_is_where_its_step_began():
+    model, began = network(), []
+    optimizer = optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(X), Y)
+        loss.backward()
+        return loss
+
+    with Audit(budget=0.9, trials=50) as audit:
+        for _ in range(6):
+            began.append(cross_entropy(model(X), Y).item())
+            optimizer.step(closure)
+    assert [row["loss"] for row in audit.monitor.rows if row["kind"] == "trace"] == pytest.approx(began, rel=1e-6)
+    assert not audit.kept and not audit.facts.get("what_if")
+    assert not any(finding.id == "loss-not-falling" for finding in audit.findings)
 
 
 def closure_step(model: nn.Module) -> None:
@@ -540,7 +617,7 @@ def on_parameters(model: nn.Module) -> None:
 NOT_FOUND: dict[str, tuple[Callable[[nn.Module], Any], str, str]] = {
     "no optimiser": (lambda m: cross_entropy(m(X), Y).backward(), "the optimiser", "no torch optimiser made a step"),
     "no backward": (gradient_by_hand, "the loss", "no backward was heard"),
-    "closure": (closure_step, "the loss", "computed again, it was"),
+    "closure": (closure_step, "the loss", "several times within a step, as LBFGS does"),
     "custom function": (
         lambda m: steps(m, optim.SGD(m.parameters(), lr=0.1), lambda: Sign.apply(m(X)).sum()),
         "the loss",

@@ -7,6 +7,7 @@ at the end tries its advice from where the run stands. The loop is left as it is
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 import warnings
 import weakref
@@ -19,7 +20,7 @@ import torch
 from torch.optim import Optimizer
 
 from nonsmooth.torch.batches import CLOSE, Agreement, Batch, agreement
-from nonsmooth.torch.capture import Capture, Heard
+from nonsmooth.torch.capture import OTHERS, Capture, Heard
 from nonsmooth.torch.census import record as census_of
 from nonsmooth.torch.facts import plain, write_facts
 from nonsmooth.torch.findings import Finding, findings, text
@@ -118,6 +119,7 @@ class Audit:
         self._census: Any = None
         self._checks = 0
         self._next = 8
+        self._due, self._others = False, 0  # whether the next step is to be heard; steps of others since the last
         self._rows: list[dict[str, Any]] = []
 
     # --- while it goes on -------------------------------------------------------------------------------------------
@@ -191,10 +193,16 @@ class Audit:
             if len(self._optimizers) < self.which:
                 self.capture.listen()
             return
+        if missed := self.capture.wake():
+            monitor.skip(-missed)
         if number != self.which:
-            if monitor.wants is not None:
+            self._others += 1
+            if self._due and self._others <= OTHERS:
                 self.capture.listen()
             return
+        if self._others > OTHERS:
+            monitor.wants = None  # nothing was heard before this step
+        self._others = 0
         self._scaled |= heard.scaled
         if heard.programs or heard.why or heard.tape is not None:
             self._heard(optimizer, heard)
@@ -209,6 +217,8 @@ class Audit:
             if monitor.t == 0:
                 monitor.wants = None  # a penalty may be computed before the model's first call; the next step is whole
             monitor.closure = _unheard(f"the loss could not be followed: {why}")
+        if heard.within > 1:
+            heard.losses = heard.losses[len(heard.losses) - heard.within :][:1]  # where the step began
         count = self.agreement.count if self.agreement is not None else 1
         words = "" if count == 1 else f", {count} backward calls"
         monitor.after(
@@ -222,7 +232,8 @@ class Audit:
         )
         look = monitor.wants is not None or monitor.t < LOOKS
         self._left = {id(p): p._version for _, p in monitor.probes.params()} if look else {}
-        if monitor.wants is not None or monitor.t >= self._next:
+        self._due = monitor.wants is not None or monitor.t >= self._next
+        if self._due:
             self._next = max(monitor.t + 1, int(NEXT * monitor.t))
             self.capture.listen()
         elif steps := min(monitor.idle, self._next - monitor.t - 1):
@@ -241,8 +252,17 @@ class Audit:
         if heard.tape is not None and heard.tape.detached:
             for term in detached_terms(heard.tape.detached, named):
                 self._terms.setdefault((term.name, term.through), term)
+        if heard.within > 1:
+            self._why = "the optimiser asks for it several times within a step, as LBFGS does"
+            return
         if not heard.programs or heard.why:
             self._why = heard.why or self._why
+            return
+        try:
+            with quietly(), undisturbed():
+                heard.programs = [program.of({id(p) for p in named.values()}) for program in heard.programs]
+        except Exception as error:  # what another model met when it was called again
+            self._why = f"{type(error).__name__}: {error}"
             return
         count = self.agreement.count if self.agreement is not None else len(heard.programs)
         batch = Batch(heard.programs[-count:], monitor.t + 1)
@@ -295,7 +315,7 @@ class Audit:
     def _counted(self, batch: Batch) -> Any:
         assert self.monitor is not None
         watch = Interception()
-        watch.boundary = Program.__call__.__code__
+        watch.boundary = Program.run.__code__
         model = self.monitor.model
         try:
             if isinstance(model, torch.nn.Module):
@@ -306,7 +326,7 @@ class Audit:
             return census_of(watch)
         except Exception as error:
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            self._lacks("the census", why, "nonsmooth census train.py")
+            self._lacks("the census", why, shlex.join(["nonsmooth", "census", *self.command[2:3]]))
             return None
 
     # --- at the end -------------------------------------------------------------------------------------------------
@@ -315,8 +335,7 @@ class Audit:
         """Try the advice, and write what was found: called when the audit is left."""
         monitor = self.monitor
         if monitor is not None:
-            monitor.skip(-self.capture.asleep)  # the steps that were counted and did not come
-            self.capture.asleep = 0
+            monitor.skip(-self.capture.wake())  # the steps that were counted and did not come
             monitor.end()
         self._tell_missing()
         facts: dict[str, Any] = {} if monitor is None else monitor.facts()
@@ -348,10 +367,12 @@ class Audit:
             self.report(self.folder / "report.html")
 
     def _try(self, monitor: Monitor, facts: dict[str, Any]) -> None:
-        own = max(1e-9, facts["seconds"] - facts["spent"])
+        own, named = max(1e-9, facts["seconds"] - facts["spent"]), dict(monitor.probes.params())
+        if not named:
+            return self._lacks("trials from the end", "by then the script had frozen all that this optimiser trained", "")
         trials = Trials(
             monitor.optimizer,
-            dict(monitor.probes.params()),
+            named,
             list(self.kept),
             self.trials,
             own / max(1, monitor.t),
@@ -403,7 +424,9 @@ class Audit:
             self._lacks(
                 f"{len(others)} more optimiser{'s' if len(others) > 1 else ''}",
                 why,
-                f"nonsmooth audit --optimizer {others[0]} train.py",
+                shlex.join(["nonsmooth", "audit", "--optimizer", str(others[0]), *self.command[2:]])
+                if self.command
+                else f"with nonsmooth.torch.Audit(which={others[0]}): train()",
             )
 
     def _lacks(self, what: str, why: str, line: str) -> None:

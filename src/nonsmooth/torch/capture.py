@@ -29,10 +29,15 @@ from nonsmooth.torch.tape import Program, Tape
 
 __all__ = ["Capture", "Heard"]
 
+OTHERS = 64
+"""After so many steps of other optimisers in a row it sleeps no longer: the one that it waits for may step no more."""
+
 
 @dataclass
 class Heard:
     """What was heard of one optimiser step: a program for each `backward`, or why there is none, and the losses.
+
+    `within`: how many of the losses the step itself asked for, by the closure that it was given.
 
     >>> Heard().programs
     []
@@ -41,6 +46,7 @@ class Heard:
     programs: list[Program] = field(default_factory=list)
     why: str = ""
     losses: list[torch.Tensor] = field(default_factory=list)
+    within: int = 0
     scaled: bool = False
     calls: list[str] = field(default_factory=list)
     tape: Tape | None = None
@@ -71,8 +77,9 @@ class Capture:
     ) -> None:
         self.before, self.after, self.spent = before, after, spent
         self._seconds = 0.0
-        self.asleep = 0
+        self.asleep, self.overslept = 0, 0  # steps to be slept through; those that did not come
         self._sleeper: weakref.ref[Optimizer] | None = None
+        self._others = 0
         self.tape: Tape | None = None
         self.models: dict[int, weakref.ref[Any]] = {}
         self.compiled, self.elsewhere = False, False
@@ -114,7 +121,12 @@ class Capture:
 
     def sleep(self, optimizer: Optimizer, steps: int) -> None:
         """Hear nothing of so many steps of this optimiser that follow, and call neither `before` nor `after`."""
-        self.asleep, self._sleeper = steps, weakref.ref(optimizer)
+        self.asleep, self._sleeper, self._others = steps, weakref.ref(optimizer), 0
+
+    def wake(self) -> int:
+        """Sleep no longer; the steps that were to be slept through and did not come, since the last call."""
+        missed, self.asleep, self.overslept = self.asleep + self.overslept, 0, 0
+        return missed
 
     # --- the tape on and off ----------------------------------------------------------------------------------------
 
@@ -232,6 +244,7 @@ class Capture:
         loss = known[1] if known is not None and scaled else root.detach()
         self._heard.scaled |= scaled
         self._heard.losses.append(loss.detach() if weight is None or scaled else (loss * weight).sum())
+        self._heard.within += bool(self._within)
         if tape is None:
             return
         try:
@@ -311,7 +324,11 @@ class Capture:
     def _post(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.asleep:
             if self._sleeper is not None and self._sleeper() is optimizer:
-                self.asleep -= 1
+                self.asleep, self._others = self.asleep - 1, 0
+            elif self._others < OTHERS:
+                self._others += 1
+            else:
+                self.overslept = self.wake()
             return
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread or not self._within:
             return

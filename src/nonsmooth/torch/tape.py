@@ -11,8 +11,8 @@ import contextlib
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Entry:
     changes: bool = False
     base: int = 0
     graph: bool = True
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,12 @@ class Program:
     value: float = float("nan")
 
     def __call__(self) -> torch.Tensor:
+        made = self.run()
+        loss: torch.Tensor = made[self.root.number] if isinstance(self.root, Slot) else self.root
+        return (loss * self.weight).sum() if self.weight is not None else loss.sum() if loss.ndim else loss
+
+    def run(self) -> dict[int, torch.Tensor]:
+        """What the entries make, by number."""
         made: dict[int, torch.Tensor] = {number: t.clone() for number, t in self.starts.items()}
 
         def given(leaf: Any) -> Any:
@@ -126,8 +133,37 @@ class Program:
                 if number is not None:
                     made[number] = t
         self.place = ""
-        loss: torch.Tensor = given(self.root)
-        return (loss * self.weight).sum() if self.weight is not None else loss.sum() if loss.ndim else loss
+        return made
+
+    def of(self, params: Collection[int]) -> Program:
+        """The same as a function of these parameters (by id) alone: what none of them leads to is run once and held.
+
+        So the loss of a GAN's discriminator holds what the generator made. A program that writes in place stays whole.
+
+        >>> one, two, tape = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), Tape()
+        >>> with tape:
+        ...     loss = ((one.weight * 2).detach() * two.weight).sum()
+        >>> [len(p.entries) for p in (tape.program(loss), tape.program(loss).of({id(two.weight)}))]
+        [4, 2]
+        """
+        if any(entry.changes for entry in self.entries):
+            return self
+        live: set[int] = set()
+        kept, rest = list[Entry](), list[Entry]()
+        for entry in self.entries:
+            own = entry.call.parameters() if isinstance(entry.call, torch.nn.Module) else None
+            here = any(id(t) in params for t in (*(own or ()), *tree_leaves((entry.args, entry.kwargs))))
+            if here or entry.needs & live or (entry.inside and own is None):  # what is compiled may hold any
+                live.update(n for n in entry.makes if n is not None)
+                kept.append(entry)
+            else:
+                rest.append(entry)
+        needed = {n for entry in kept for n in entry.needs} - live
+        if not kept or not needed:
+            return self
+        with torch.no_grad():
+            made = replace(self, entries=rest).run()
+        return replace(self, entries=kept, starts={n: made[n] for n in needed})
 
     @property
     def stale(self) -> bool:
@@ -271,7 +307,7 @@ class Tape(TorchFunctionMode):
         graph = torch.is_grad_enabled()
         base = self.bases[numbers[0]] if changes and numbers[0] is not None else 0
         self.entries.append(
-            Entry(func, held_args, held_kwargs, numbers, needs, place(), again, _casts(), changes, base, graph)
+            Entry(func, held_args, held_kwargs, numbers, needs, place(), again, _casts(), changes, base, graph, inside)
         )
 
     def _derive(self, func: Any, name: str, args: Any, kwargs: Any, made: list[torch.Tensor]) -> None:
@@ -331,8 +367,12 @@ class Tape(TorchFunctionMode):
                     value = t.item() if t.numel() == 1 else None
                     self.detached.append(Detached(known[1], known[2], known[3], True, value))
             elif isinstance(t, float) and t and self.numbers:
-                value, params, at = self.numbers[-1]
-                self.detached.append(Detached(params, "item", at, True, t, value))
+                at = self.numbers[-1][2]  # a loop reads them in one place, and adds their sum
+                of, params = 0.0, dict[int, None]()
+                for value, ids, _ in (n for n in self.numbers if n[2] == at):
+                    of, params = of + value, params | dict.fromkeys(ids)
+                self.numbers = [n for n in self.numbers if n[2] != at]
+                self.detached.append(Detached(tuple(params), "item", at, True, t, of))
 
     def _read(self, args: Any, out: Any) -> None:
         t = args[0] if args else None
@@ -491,7 +531,7 @@ def place() -> str:
     frame: Any = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if frame.f_code is Program.__call__.__code__:
+        if frame.f_code is Program.run.__code__:
             at: str = frame.f_locals["self"].place
             return at
         if not name.startswith((*LIBRARY, "<frozen")):
