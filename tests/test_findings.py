@@ -335,6 +335,9 @@ def test_kink_share_beside_hidden_kinks_is_a_lower_bound():
     assert hidden.number == 2 and "net.py:9" in hidden.evidence and "rnn_relu" in hidden.evidence
     assert "lower bound" in hidden.title
     assert of(findings({"census": {"operations": [RELU]}}, steps(3, kink_share=0.98)), "hidden-kinks") is None
+    little = of(findings(facts, steps(3, kink_share=0.06)), "kink-share")
+    assert little.level == "fine" and little.title.startswith("At least 6.0 % of the change")
+    assert "Only" not in little.title and "at most the rest" in little.title and "What may hide kinks" in little.why
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.0, "fine"), (9e-4, "fine"), (1.1e-3, "note")])
@@ -385,6 +388,9 @@ def test_ties():
     assert found(0) is None
     assert found(7).level == "fine" and "7 of 800 numbers (0.9 %)" in found(7).title
     assert found(9).level == "note" and "torch returns 0 at 0" in found(9).evidence and "net.py:3" in found(9).evidence
+    for returned, said in ((["inf"], " (torch returns inf at 0)"), ([None], ""), ([], "")):
+        root = {"census": {"operations": [RELU | {"exact": 9, "returned": [["0", returned]]}]}}
+        assert of(findings(root, []), "ties").evidence.endswith(f"relu in net.py:3 9 of 800{said}.")
     half = found(1, scaled=True)
     assert half.level == "note" and "half precision" in half.why and "float32" in half.do
     assert "5 measured steps" in found(0, after=2).evidence and "2 unit outputs" in found(0, after=2).title
@@ -396,8 +402,17 @@ def test_ties():
 def test_crashed():
     found = of(findings({"crashed": "ValueError: no data\nmore", "exit_code": 1, "steps": 12}, []), "crashed")
     assert found.title == "The script crashed: ValueError: no data." and "after 12 optimiser steps" in found.evidence
-    assert of(findings({"exit_code": 3}, []), "crashed").title == "The script left with exit code 3."
     assert of(findings({"exit_code": 0, "crashed": None}, []), "crashed") is None
+
+
+def test_an_exit_code_is_no_crash():
+    found = findings(SGD | {"exit_code": 3, "crashed": None}, steps(9, kink_share=0.1))
+    left = of(found, "exit-code")
+    assert left.level == "note" and left.title == "The script left with exit code 3." and left.number == 3
+    assert "is not the end of a training" not in left.why and "may be its way to end" in left.why
+    assert of(found, "crashed") is None and of(found, "nothing-unusual") is not None
+    assert of(findings({"exit_code": 0}, []), "exit-code") is None
+    assert of(findings({"exit_code": 1, "crashed": "E"}, []), "exit-code") is None
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", math.nan, -math.inf])
@@ -415,6 +430,34 @@ def test_undefined():
     found = of(findings({}, rows), "undefined")
     assert found.number == 1 and "At 1 of 5 measured steps" in found.title and "√ of a negative" in found.evidence
     assert of(findings({}, steps(5, kink_share=0.5, undefined=[])), "undefined") is None
+
+
+@pytest.mark.parametrize(
+    ("why", "small", "off"),
+    [
+        ("replay: activation checkpoints run a part of the forward pass anew", False, True),
+        ("the frozen piece has no finite gradient at the new parameters", True, False),
+        ("the closure ended before its recorded operation 3", False, False),
+    ],
+)
+def test_advice_on_what_is_undefined_fits_the_reason(why, small, off):
+    found = of(findings({}, steps(3, kink_share="nan", undefined=[why])), "undefined")
+    assert ("add a small ε" in found.do) is small and ("checkpoints off" in found.do) is off
+
+
+@pytest.mark.parametrize(
+    ("error", "closure", "anomaly"),
+    [
+        ("stability: the gradient is not finite", False, True),
+        ("measure_step: the loss has no graph", True, False),
+        ("the loss could not be followed: computed again, it was 1 and not 2", True, False),
+        ("stability: SGD has made no step yet; take one first.", False, False),
+    ],
+)
+def test_advice_on_a_probe_that_failed_fits_the_error(error, closure, anomaly):
+    found = of(findings({}, [{"kind": "stability", "step": 1, "error": error}]), "probes-failed-stability")
+    assert ("A closure must" in found.do) is closure and ("set_detect_anomaly" in found.do) is anomaly
+    assert found.do
 
 
 def test_probes_that_failed_or_were_few():
@@ -472,6 +515,12 @@ def test_not_found():
     found = of(findings({"missing": missing}, []), "not-found")
     assert found.lines == "monitor.loss(loss)" and "backward was called on a sum" in found.evidence
     assert of(findings({"missing": []}, []), "not-found") is None
+    assert found.do == "Add the line to the script, or use a Monitor, to which all is given."
+    missing.append({"what": "1 more optimiser", "why": "one", "line": "nonsmooth audit --optimizer 2 train.py"})
+    both, alone = (of(findings({"missing": rows}, []), "not-found").do for rows in (missing, missing[1:]))
+    assert both.startswith("Add the line to the script, or run the command in a shell, or use")
+    assert alone.startswith("Run the command in a shell, or use")
+    assert of(findings({"missing": [{"what": "the trial 'smooth'", "line": ""}]}, []), "not-found").do == ""
 
 
 # --- trials -----------------------------------------------------------------------------------------------------------
@@ -516,18 +565,37 @@ def test_advice_that_the_trial_contradicts_is_not_given():
     ("largest", "level"), [(0.49, "problem"), (0.5, "note"), (0.74, "note"), (0.76, "fine"), (5.0, "fine")]
 )
 def test_the_largest_stable_rate_against_the_present(largest, level):
-    what_if = [trial("as-it-is", 0.6, lr=0.5), trial("largest-stable-lr", 0.3, lr=largest)]
-    found = of(findings(SGD | {"what_if": what_if}, []), "learning-rate")
+    def told(*what_if, data="the script's full batch"):
+        return of(findings(SGD | {"what_if": [*what_if]}, steps(1, data=data)), "learning-rate")
+
+    base, stable = trial("as-it-is", 0.6, lr=0.5), trial("largest-stable-lr", 0.3, lr=largest)
+    found = told(base, stable)
     assert found.level == level and found.number == pytest.approx(largest / 0.5)
     assert f"{largest:.3g}" in found.title and (level == "problem") is bool(found.lines)
-    settled = [trial("as-it-is", 0.504, lr=0.5), trial("largest-stable-lr", 0.3, lr=largest)]
-    assert of(findings(SGD | {"what_if": settled}, []), "learning-rate").level != "problem"
-    none = [what_if[0], what_if[1] | {"note": "no stable lr found, down to this one"}]
-    found = of(findings(SGD | {"what_if": none}, []), "learning-rate")
+    assert (level == "problem") is bool(found.do)  # what was tried is evidence, and no advice
+    assert "took the loss from 0.5 to 0.3; unchanged it went to 0.6" in found.evidence
+    assert told(trial("as-it-is", 0.504, lr=0.5), stable).level != "problem"
+    found = told(base, stable | {"note": "no stable lr found, down to this one"})
     assert found.level == "note" and found.title.startswith("No learning rate from")
-    worse = [trial("as-it-is", 0.4, lr=0.5), trial("largest-stable-lr", 0.6, lr=largest)]
-    found = of(findings(SGD | {"what_if": worse}, []), "learning-rate")
+    found = told(trial("as-it-is", 0.4, lr=0.5), stable | {"loss_after": 0.6})
     assert not found.lines and "Lower the learning rate." not in found.do and "may save" not in found.do
+
+
+@pytest.mark.parametrize(
+    ("data", "diverged", "level"),
+    [
+        ("the script's own batch", False, "note"),
+        ("the script's own batch", True, "problem"),
+        ("the script's full batch", False, "problem"),
+    ],
+)
+def test_a_rate_that_is_too_large_by_one_noisy_trial_is_no_problem(data, diverged, level):
+    base = trial("as-it-is", 0.6, lr=0.5, diverged=diverged)
+    what_if = [base, trial("largest-stable-lr", 0.3, lr=0.4)]
+    found = of(findings(SGD | {"what_if": what_if}, steps(3, data=data)), "learning-rate")
+    readable([found])
+    assert found.level == level and bool(found.do) is bool(found.lines) is (level == "problem")
+    assert ("noisy" in found.why) is (level == "note")
 
 
 def test_the_smooth_trial_is_told_with_the_kink_share():
@@ -708,13 +776,19 @@ def test_stable_says_what_it_is_and_is_no_advice():
     assert "over 50 steps the loss neither becomes non-finite nor ends more than a tenth of |f| above" in found.evidence
     assert "on 3 cached batches" in found.evidence and not found.do and not found.lines
     one = of(stable(3.0, "a; on the batch of step 7"), "learning-rate")
-    assert "on 1 cached batch," in one.evidence and "cached" not in of(stable(3.0, "a"), "learning-rate").evidence
+    assert "on 1 cached batch:" in one.evidence and "cached" not in of(stable(3.0, "a"), "learning-rate").evidence
 
 
 @pytest.mark.parametrize(("largest", "note", "told"), [(499.0, "a", True), (500.0, "a", False)])
 def test_a_search_that_gave_up_is_not_told(largest, note, told):
     assert (of(stable(largest, note), "learning-rate") is not None) is told
     assert of(stable(8.0, "stable up to the last lr tried, 13 runs of 50 steps"), "learning-rate") is None
+
+
+def test_a_trial_without_a_loss_is_no_advice_by_itself():
+    facts = SGD | {"what_if": [trial("as-it-is", "nan"), trial("half-lr", "nan")]}
+    found = of(findings(facts, steps(20, loss=1.0, loss_after=2.0)), "loss-raising")
+    assert found.do.startswith("No advice on the learning rate. Tried once")
 
 
 @pytest.mark.parametrize(("optimizers", "advised"), [(1, True), (2, False)])
@@ -742,8 +816,35 @@ def test_trials_from_the_end_of_a_schedule_say_nothing(end, faded):
     if faded:
         assert told.level == "note" and "ended at 0.0049, 1.0 % of its highest" in told.title
         assert of(findings(SGD, rows), "schedule-ended") is None
+        assert "at most 0.5, at step 2; 0.0049 at step 3, the last traced" in told.evidence
     raising = findings(SGD | {"what_if": what_if}, rows + steps(20, loss=1.0, loss_after=2.0))
     assert ("Halve" in of(raising, "loss-raising").do) is not faded
+
+
+def test_a_schedule_ended_where_the_optimiser_was_left():
+    rows = [{"kind": "trace", "step": t, "loss": 1.0, "lr": [lr]} for t, lr in ((1, 0.5), (8, 0.004))]
+    facts = {"optimizer": {"name": "SGD", "groups": [{"lr": 1e-5}]}, "what_if": [trial("as-it-is", 0.4)]}
+    told = of(findings(facts | {"steps": 9}, rows), "schedule-ended")
+    assert "ended at 1e-05, under 0.1 % of its highest" in told.title
+    assert "0.004 at step 8, the last traced; 1e-05 as the script left it, after step 9" in told.evidence
+    assert Record(facts | {"steps": 9}, rows).lr == 1e-5
+    assert Record(facts | {"steps": 7}, rows).lr == Record(facts, rows).lr == 0.004
+    again = {"optimizer": {"name": "SGD", "groups": [{"lr": 0.5}]}, "steps": 9}  # a restart: the trials are at 0.5
+    assert Record(again, rows).faded == ""
+
+
+@pytest.mark.parametrize(("lr", "rose"), [(0.039, False), (0.041, True), (5.0, True)])
+def test_a_learning_rate_that_rose_before_the_loss_broke(lr, rose):
+    rates = {1: 1e-4, 100: 0.02, 192: 0.02, 206: lr, 224: lr}
+    rows = [{"kind": "trace", "step": t, "loss": "nan" if t > 200 else 1.0, "lr": [r]} for t, r in rates.items()]
+    facts = {"optimizer": {"name": "SGD", "groups": [{"lr": lr}]}, "steps": 400}
+    found = findings(facts, rows + steps(20, loss=1.0, loss_after=2.0))
+    broke = of(found, "loss-not-finite")
+    assert (f"had risen from 0.02 at step 192 to {lr:g} at step 206" in broke.evidence) is rose
+    assert ("Try without that rise" in broke.do) is rose and broke.lines
+    assert "['lr'] = 5e-05" in of(found, "loss-raising").lines  # half of what those steps had, and no later rate
+    late = [row | {"step": row["step"] + 180} for row in steps(20, loss=1.0, loss_after=2.0)]
+    assert "['lr'] = 0.01" in of(findings(facts, rows + late), "loss-raising").lines
 
 
 @pytest.mark.parametrize(("through", "bounces"), [("autograd", True), ("grad", True), ("proximal", False)])
@@ -823,6 +924,21 @@ def test_what_is_nearly_all_kinks_is_not_nothing_unusual(share, calm):
     assert (of(findings(SGD, steps(9, kink_share=share)), "nothing-unusual") is not None) is calm
 
 
+@pytest.mark.parametrize(("ratio", "calm"), [(1.19, True), (1.21, False)])
+def test_beyond_the_edge_is_not_nothing_unusual(ratio, calm):
+    rows = steps(9, kink_share=0.1) + sharp(ratio, ratio)
+    found = findings(SGD, rows)
+    assert of(found, "edge-of-stability").level == "note"
+    assert (of(found, "nothing-unusual") is not None) is calm
+
+
+@pytest.mark.parametrize(("units", "told"), [(0, False), (100, True), (None, True)])
+def test_where_no_unit_was_counted_none_switched_is_not_said(units, told):
+    found = findings(SGD, steps(9, flipped=0, units=units))
+    assert (of(found, "flips") is not None) is told
+    assert ("switch" in of(found, "nothing-unusual").evidence) is told
+
+
 @pytest.mark.parametrize(("held", "calm"), [(0, False), (1, True)])
 def test_where_all_probes_of_a_kind_failed_nothing_is_calm(held, calm):
     rows = steps(9, kink_share=0.1) + sharp(*[0.1] * held)
@@ -855,6 +971,24 @@ def test_where_the_loss_ceased_to_be_finite_and_what_is_told_of_before():
 def test_a_last_third_that_is_not_the_end_says_so(total, early):
     found = of(findings({"steps": total}, steps(9, kink_share=0.8)), "kink-share")
     assert (f"the last was at step 9 of {total}" in found.evidence) is early
+
+
+@pytest.mark.parametrize(
+    ("total", "where"), [(15, ""), (16, ", in the first 57 % of the run"), (9000, ", in the first 1 %")]
+)
+def test_a_title_says_of_which_part_of_the_run_it_speaks(total, where):
+    rows = steps(9, kink_share=0.3, flipped=1, units=100, loss=1.0, loss_after=0.9) + sharp(*[0.3] * 9)
+    for row in rows[:9]:
+        row |= {"flips_by_layer": {"1": 1, "3": 0}}
+    found = findings(SGD | {"steps": total}, rows)
+    dated = ["nothing-unusual", "edge-of-stability", "kink-share", "flips", "no-flips"]
+    raising = steps(9, loss=1.0, loss_after=2.0, curvature=4.0, threshold=4.0, kink=3.0) + sharp(*[0.3] * 9)
+    raising[0] |= {"active_by_layer": {"1": 0.0}}
+    more = findings(SGD | {"steps": total}, raising)
+    titles = [of(found, name).title for name in dated]
+    titles += [of(more, name).title for name in ("loss-raising", "sharpness-blind", "dead-layers")]
+    for title in titles:
+        assert where in title and (" of the run" in title) is bool(where), title
 
 
 @pytest.mark.parametrize("edited", [False, True])

@@ -18,6 +18,7 @@ from markupsafe import escape
 
 from nonsmooth.torch.census import census
 from nonsmooth.torch.run_report import descent_bounds, read_run, render_run, write_run_report
+from nonsmooth.torch.run_report.page import settings_of
 from nonsmooth.torch.run_report.timeline import thinned, timeline
 from nonsmooth.torch.stability import stability
 from nonsmooth.torch.steps import OrbitCurvature, measure_step
@@ -480,6 +481,17 @@ def test_a_run_without_rows_is_a_page():
     ):
         assert said in words
     assert drawn(render_run({}, [])) == []
+
+
+@pytest.mark.parametrize(("units", "said"), [(0, True), (9, False), (None, False)])
+def test_where_no_unit_was_counted_no_flips_are_drawn(units, said):
+    row = {"kind": "step", "step": 1, "flipped": 0, "units": units}
+    assert ("No flips were counted." in plain(render_run({}, [row]))) is said
+
+
+@pytest.mark.parametrize(("clipped", "said"), [(True, "yes"), (False, "not at the steps compared"), (None, None)])
+def test_clipping_is_told_of_the_steps_compared(clipped, said):
+    assert settings_of({"clipped": clipped}).get("clipped") == said
 
 
 def test_a_crash_is_said_first():

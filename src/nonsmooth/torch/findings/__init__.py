@@ -37,6 +37,7 @@ ORDER = (
     "kink-share",
     "half-lr",
     "edited",
+    "exit-code",
     "lsmooth-fails",
     "hidden-kinks",
     "undefined",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nonsmooth.torch.findings.edge import raising, ratios
+from nonsmooth.torch.findings.edge import EDGE, raising, ratios
 from nonsmooth.torch.findings.finding import Finding
 from nonsmooth.torch.findings.numbers import mapping, percent, say, spread
 from nonsmooth.torch.findings.record import Record, last
@@ -19,7 +19,8 @@ NEARLY_ALL = 0.9
 def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
     """One finding that says so, where something was measured and nothing of it is a problem.
 
-    Not where all probes of a kind failed, where the script crashed, or where nearly all of the change is kinks.
+    Not where all probes of a kind failed, where the script crashed, where the run is beyond the edge of stability, or
+    where nearly all of the change is kinks.
 
     >>> steps = [{"kind": "step", "step": t, "loss": 1.0, "loss_after": 0.5} for t in (1, 2)]
     >>> [finding.title for finding in calm(Record({}, steps), [])]
@@ -32,17 +33,17 @@ def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
         record.of(kind, failed=True) and not record.of(kind) for kind in ("step", "stability")
     ):
         return
-    share = spread(last(record.steps, "kink_share"))
-    if share is not None and share.median >= NEARLY_ALL:
+    share, ratio = spread(last(record.steps, "kink_share")), spread(ratios(record))
+    if (share is not None and share.median >= NEARLY_ALL) or (ratio is not None and ratio.median > EDGE[1]):
         return
     seen = []
-    if (ratio := spread(ratios(record))) is not None:
+    if ratio is not None:
         seen.append(f"sharpness at {say(ratio.median)} of its threshold")
     if raised := raising(record.steps, record.rounding):
         seen.append(f"{sum(raised)} of {len(raised)} steps raised the loss")
     if share is not None:
         seen.append(f"kink share {percent(share.median)}")
-    if (flipped := spread(last(record.steps, "flipped"))) is not None:
+    if (flipped := spread(record.flipped)) is not None:
         seen.append(f"{say(flipped.median)} unit outputs switch in a step")
     looked = [f"census of {len(record.operations)} operations"] if record.operations else []
     looked += ["the L1 penalty"] if mapping(record.facts.get("l1")) else []
@@ -50,7 +51,7 @@ def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
     count, estimates = len(record.steps), len(record.stability)
     steps = f"{count} measured step{'' if count == 1 else 's'}"
     also = f" and {estimates} sharpness estimate{'' if estimates == 1 else 's'}" if estimates else ""
-    title = f"Nothing unusual in {steps}{also}." if count else f"Nothing unusual in{also.removeprefix(' and')}."
+    title = f"Nothing unusual in{f' {steps}{also}' if count else also.removeprefix(' and')}{record.early(measured)}."
     evidence = f"{'; '.join(seen)}. " if seen else ""
     evidence += f"Looked at as well: {'; '.join(looked)}. " if looked else ""
     yield Finding(

@@ -102,7 +102,7 @@ def _stability(record: Record) -> Iterator[Finding]:
     if noisy:
         evidence += " One batch's sharpness is above that of the whole data on average."
     kind = "Sharpness" if record.optimizer in ("", "SGD", "ASGD") else "Preconditioned sharpness"
-    title = f"{kind} is at {say(at)} of {_named(record)} own threshold"
+    title = f"{kind} is at {say(at)} of {_named(record)} own threshold{record.early(rows)}"
     told: dict[str, Any] = {"evidence": evidence, "number": at, "unit": "of the threshold"}
     if at < EDGE[0]:
         calm = at < CALM and not any(True for _ in _blind(record))
@@ -120,7 +120,7 @@ def _stability(record: Record) -> Iterator[Finding]:
             do = "Nothing by itself."
         trial = None if record.several or record.faded else record.trial("half-lr")
         if trial is not None:
-            advice, lines = record.rate()
+            advice, lines = record.rate(rows)
             do = advice if trial.verdict == "helped" else f"Nothing by itself. {advice}"
         yield Finding(
             "edge-of-stability", "note", f"{title}: at the edge of stability.", why=why, do=do, lines=lines, **told
@@ -136,7 +136,7 @@ def _stability(record: Record) -> Iterator[Finding]:
         "On a quadratic that would diverge. In training it means oscillation: steps overshoot and come back, and the "
         "loss does not settle at this rate."
     )
-    do, lines = record.rate()
+    do, lines = record.rate(rows)
     yield Finding(
         "edge-of-stability",
         "problem" if sure else "note",
@@ -164,7 +164,7 @@ def _blind(record: Record) -> Iterator[Finding]:
         evidence += f"κ {say(kappa.median)}, of which κ_kink {say(kink.median)} (medians, frozen split). "
     evidence += record.data(rows) + record.clipped
     told: dict[str, Any] = {"number": gap, "unit": "of the threshold"}
-    both = f"Steps meet {say(met.median)} of the threshold where sharpness shows {say(seen.median)}"
+    both = f"Steps meet {say(met.median)} of the threshold where sharpness shows {say(seen.median)}{record.early(rows)}"
     if record.bouncing:
         yield Finding(
             "sharpness-blind",
@@ -244,11 +244,12 @@ def _raising(record: Record) -> Iterator[Finding]:
     evidence += record.data(record.steps) + ("" if enough else " Too few to be sure.")
     if any("not in" in str(row.get("penalty", "")) for row in record.steps):
         evidence += " The penalty is not in that loss, and a step that lowers both together may raise it."
-    do, lines = record.rate()
+    do, lines = record.rate(record.steps)
     yield Finding(
         "loss-raising",
         "problem" if share >= RAISING_PROBLEM and enough else "note",
-        f"{percent(share)} of the measured steps raise the loss that they were taken to lower.",
+        f"{percent(share)} of the measured steps raise the loss that they were taken to lower"
+        f"{record.early(record.steps)}.",
         evidence,
         "Such a step is too long for what it meets, or momentum carries it past. Bounds by which each step lowers "
         "the loss do not hold here.",

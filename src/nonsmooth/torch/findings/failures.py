@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from nonsmooth.torch.findings.finding import Finding
 from nonsmooth.torch.findings.numbers import brief, finite, listed, mapping, number, percent, say, sequence
@@ -24,6 +24,28 @@ TRACED = 50
 """The losses from which on a tenth of them is a mean, and not a single batch."""
 FALLEN = 0.02
 """A loss that fell by less than a fiftieth of itself over a whole run did not fall."""
+RISEN = 2
+"""A learning rate that has more than doubled is another setting, and no step of a warm-up so late ..."""
+SHORTLY = 2 / 3
+"""... as in the last third of the steps before the loss broke, in which a linear warm-up rises by a half at most."""
+
+UNDEFINED = {
+    "checkpoint": "Turn activation checkpoints off for a run that is watched, where memory allows it.",
+    **dict.fromkeys(
+        ("finite", "√"),
+        "Where it is a √, a norm or a division at 0, add a small ε inside of it: x.norm() becomes √(‖x‖² + ε).",
+    ),
+}
+"""What to do where kinks and curvature could not be told apart, by a word of the reason."""
+FAILED = {
+    "not finite": "See first why it is not finite: the learning rate is too large, or it is an operation that "
+    "`torch.autograd.set_detect_anomaly(True)` names.",
+    **dict.fromkeys(
+        ("closure", "computed again", "graph", "require grad"),
+        "A closure must return the same loss each time it is called, with its graph.",
+    ),
+}
+"""What to do where a probe failed, by a word of its error."""
 
 
 def failures(record: Record) -> Iterator[Finding]:
@@ -60,11 +82,11 @@ def _crashed(record: Record) -> Iterator[Finding]:
         yield Finding("crashed", "problem", f"The script crashed: {told}.", f"It ended{after}.", why, do)
         return
     yield Finding(
-        "crashed",
-        "problem",
+        "exit-code",
+        "note",
         f"The script left with exit code {code:.0f}.",
         f"It ended{after}, without an exception.",
-        why,
+        "That may be its way to end. If it broke the training off, the last third is not the end of one.",
         "See what the script itself printed.",
         number=code,
         unit="exit code",
@@ -92,6 +114,11 @@ def _again(why: str, told: set[str]) -> str:
     return said
 
 
+def _advice(by: Mapping[str, str], reasons: Iterable[str]) -> str:
+    """The advice for those reasons that hold its word."""
+    return " ".join(dict.fromkeys(do for word, do in by.items() if any(word in why for why in reasons)))
+
+
 def _broken(value: object) -> bool:
     found = number(value)
     return found is not None and not math.isfinite(found)
@@ -117,8 +144,13 @@ def _not_finite(record: Record) -> Iterator[Finding]:
     evidence += f"; the last finite one before was {say(before[-1])}" if before else "; none before it was finite"
     evidence += f", grown from {say(min(before))}." if before and before[-1] > GROWN * min(before) else "."
     scaled = record.facts.get("scaled") is True
+    risen = "" if first is None else _risen(record, first)
+    evidence += risen
     do = "Look at the first such step: a loss that grew before it points to the learning rate, one that did not to an "
     do += "operation (log or √ of 0, a division by 0), which `torch.autograd.set_detect_anomaly(True)` names."
+    if risen:
+        do = "Try without that rise, or with a smaller one. If the loss breaks all the same, "
+        do += "`torch.autograd.set_detect_anomaly(True)` names the operation."
     if scaled:
         do += " A GradScaler skips steps whose gradient is not finite; a loss that is not finite it does not mend."
     yield Finding(
@@ -132,6 +164,23 @@ def _not_finite(record: Record) -> Iterator[Finding]:
         first,
         "step",
     )
+
+
+def _risen(record: Record, first: float) -> str:
+    """How the learning rate rose shortly before a step, as a sentence; "" where it did not.
+
+    >>> traces = [{"kind": "trace", "step": t, "lr": [lr]} for t, lr in ((8, 0.02), (9, 5.0))]
+    >>> _risen(Record({}, traces), 9.0)
+    ' The learning rate had risen from 0.02 at step 8 to 5 at step 9.'
+    """
+    before = [(at, lr) for at, lr in record.first_rates if at < first]
+    seen = [(at, lr) for at, lr in before if at >= SHORTLY * first] or before[-1:]
+    seen += [(at, lr) for at, lr in record.first_rates if at >= first][:1]
+    end, high = max(seen, key=lambda pair: pair[1], default=(0.0, 0.0))
+    low, since = min(((lr, -at) for at, lr in seen if at < end), default=(high, 0.0))
+    if high <= RISEN * low:
+        return ""
+    return f" The learning rate had risen from {say(low)} at step {-since:.0f} to {say(high)} at step {end:.0f}."
 
 
 def _learns_nothing(record: Record) -> Iterator[Finding]:
@@ -174,7 +223,7 @@ def _undefined(record: Record) -> Iterator[Finding]:
         f"At {count} of {record.where(record.steps)} kinks and curvature could not be told apart.",
         f"Reasons: {listed(f'{why} (×{n})' for why, n in reasons.most_common())}. {record.data(record.steps)}",
         "Those steps are left out of the medians here; if they are those with most kinks, the rest looks too smooth.",
-        "Where it is a √, a norm or a division at 0, add a small ε inside of it: x.norm() becomes √(‖x‖² + ε).",
+        _advice(UNDEFINED, reasons),
         number=float(count),
         unit="steps",
     )
@@ -191,7 +240,7 @@ def _probes(record: Record, told: set[str]) -> Iterator[Finding]:
             f"{len(rows)} of {len(rows) + held} probes of kind {kind!r} failed.",
             f"{listed(f'{_again(why, told)} (×{n})' for why, n in reasons.most_common())}.",
             "What they would have measured is missing here; the run itself was not touched.",
-            "The reason says what to mend. A closure must return the same loss each time it is called, with its graph.",
+            _advice(FAILED, reasons) or "The reason says what to mend.",
             number=float(len(rows)),
             unit="probes",
         )
@@ -267,13 +316,17 @@ def _missing(record: Record, told: set[str]) -> Iterator[Finding]:
     for row in rows:
         by.setdefault(brief(row.get("why", "no reason given")), []).append(str(row.get("what", "something")))
     said = "; ".join(f"{', '.join(names)}: {_again(why, told)}" for why, names in by.items())
+    commands = [line for line in lines.splitlines() if line.startswith("nonsmooth ")]
+    ways = ["add the line to the script"] if len(commands) < len(lines.splitlines()) else []
+    ways += ["run the command in a shell"] if commands else []
+    do = ", or ".join([*ways, "use a Monitor, to which all is given."]) if ways else ""
     yield Finding(
         "not-found",
         "note",
         f"Missing from this audit: {listed(row.get('what', 'something') for row in rows)}.",
         f"{said}.",
         "What depends on it was not measured, and its silence here says nothing.",
-        "Add the line to the script, or use a Monitor, to which all is given." if lines else "Use a Monitor.",
+        do[:1].upper() + do[1:],
         lines,
         float(len(rows)),
         "things",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nonsmooth.torch.findings.finding import Finding
-from nonsmooth.torch.findings.numbers import finite, last_third, listed, mapping, percent, say, sequence, spread
+from nonsmooth.torch.findings.numbers import finite, last_third, listed, mapping, number, percent, say, sequence, spread
 from nonsmooth.torch.findings.record import Record, Row, last
 
 __all__ = ["kinks"]
@@ -103,16 +103,18 @@ def _share(record: Record) -> Iterator[Finding]:
         top = max(layers, key=lambda layer: layers[layer].median)
         evidence += f"Highest in {_layer(top)}, {percent(layers[top].median)}. "
     evidence += record.data(rows)
-    lower = "at least " if hidden(record) else ""
+    lower, early = "At least " if hidden(record) else "", record.early(rows)
     told: dict[str, Any] = {"number": at, "unit": "of the change of the gradient"}
     part = "of the change of the gradient over a step"
     if at >= MOSTLY:
-        title = f"{percent(at)} {part} comes from {name}, not from curvature: the Hessian does not see it."
-    elif at >= LITTLE:
-        title = f"{percent(at)} {part} comes from {name}: the Hessian sees the rest."
+        title = f"{percent(at)} {part} comes from {name}, not from curvature{early}: the Hessian does not see it."
+    elif at >= LITTLE or lower:
+        title = (
+            f"{percent(at)} {part} comes from {name}{early}: the Hessian sees {'at most ' if lower else ''}the rest."
+        )
     else:
-        title = f"Only {percent(at)} {part} comes from {name}: the Hessian sees almost all of it."
-    title = f"{lower}{title}" if lower else title
+        title = f"Only {percent(at)} {part} comes from {name}{early}: the Hessian sees almost all of it."
+    title = f"{lower}{title}"
     title = title[0].upper() + title[1:]
     do = "Nothing has to be changed for it. Where you choose a learning rate, read κ (`measure_step`), not sharpness."
     trial = record.trial("smooth")
@@ -124,6 +126,7 @@ def _share(record: Record) -> Iterator[Finding]:
     )
     if at < LITTLE:
         why = "At this step length a sharpness plot, or a bound by second derivatives, describes what the steps meet."
+        why += " What may hide kinks is left out of that." if lower else ""
         yield Finding("kink-share", "fine", title, evidence, why, **told)
     else:
         yield Finding("kink-share", "note", title, evidence, why, do, **told)
@@ -165,7 +168,7 @@ def _none(record: Record) -> Iterator[Finding]:
 
 def _flips(record: Record) -> Iterator[Finding]:
     rows = last_third(record.steps)
-    seen = spread(last(record.steps, "flipped"))
+    seen = spread(record.flipped)
     if seen is None or (bool(record.operations) and not record.kinks and not seen.high):
         return
     shares = [f / n for r in rows if (f := finite(r, "flipped")) is not None and (n := finite(r, "units"))]
@@ -181,7 +184,7 @@ def _flips(record: Record) -> Iterator[Finding]:
     yield Finding(
         "flips",
         "note" if many else "fine",
-        f"{say(seen.median)} unit outputs (units × samples) switch to another piece in a step{of}.",
+        f"{say(seen.median)} unit outputs (units × samples) switch to another piece in a step{of}{record.early(rows)}.",
         evidence + record.data(rows),
         "Such a step leaves the piece on which its gradient was computed, and with it what was known there, "
         "sharpness and local bounds."
@@ -198,7 +201,8 @@ def _flips(record: Record) -> Iterator[Finding]:
         yield Finding(
             "no-flips",
             "note",
-            f"In {len(still)} of {len(layers)} layers with kinks no unit ever switched: {listed(still)}.",
+            f"In {len(still)} of {len(layers)} layers with kinks no unit ever switched{record.early(record.steps)}: "
+            f"{listed(still)}.",
             f"0 switches there over {record.where(record.steps)}; {say(whole)} elsewhere. {record.data(record.steps)}",
             "There the layer was linear with a fixed mask: units dead, always on, or only slow. Dead ones get no "
             "gradient, and no pruning score by gradients reaches them.",
@@ -220,7 +224,7 @@ def _dead(record: Record) -> Iterator[Finding]:
         "dead-layers",
         "problem" if len(rows) >= ENOUGH else "note",
         f"{'All' if not most else f'More than {percent(1 - most)} of the'} ReLUs are off in {len(off)} of "
-        f"{len(layers)} layers: {listed(map(_layer, off))}.",
+        f"{len(layers)} layers{record.early(rows)}: {listed(map(_layer, off))}.",
         f"The share of units that pass their input on, at its largest in the last third, {record.late(rows)}. "
         f"{record.data(rows)}",
         "A unit that is off passes no gradient: what lies before it does not learn. Low sharpness and few kinks "
@@ -279,12 +283,16 @@ def _tie(row: Row) -> str:
     where = f" in {_place(row)}" if _place(row) else ""
     said = f"{row.get('name', 'an operation')}{where} {finite(row, 'exact'):.0f}{of}"
     points = [sequence(point) for point in sequence(row.get("returned"))]
-    returned = [f"{_vector(point[1])} at {point[0]}" for point in points if len(point) == 2]
+    returned = [f"{_vector(point[1])} at {point[0]}" for point in points if len(point) == 2 and _known(point[1])]
     return said + (f" (torch returns {listed(returned, 2)})" if returned else "")
 
 
+def _known(values: object) -> bool:
+    return bool(sequence(values)) and all(number(v) is not None for v in sequence(values))
+
+
 def _vector(values: object) -> str:
-    shown = [say(finite({"v": v}, "v")) for v in sequence(values)]
+    shown = [say(number(v)) for v in sequence(values)]
     return shown[0] if len(shown) == 1 else f"({', '.join(shown[:3])}{', …' if len(shown) > 3 else ''})"
 
 

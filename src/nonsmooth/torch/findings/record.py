@@ -180,31 +180,65 @@ class Record:
         """That, without momentum: gradient descent, if of a minibatch."""
         return self.descent and all(not finite(group, "momentum") for group in self.groups)
 
+    @cached_property
+    def traced(self) -> list[tuple[float, list[float | None]]]:
+        """The traced steps, and the learning rates of the groups at each."""
+        rows = [
+            (finite(row, "step"), [finite({"lr": lr}, "lr") for lr in sequence(row.get("lr"))]) for row in self.traces
+        ]
+        return [(at, rates) for at, rates in rows if at is not None and any(lr is not None for lr in rates)]
+
+    @cached_property
+    def rates(self) -> list[tuple[float, list[float | None]]]:
+        """As `traced`; then the rates that the optimiser was left with, after the last step.
+
+        They are not added where the facts do not say how many steps there were, unless no step was traced.
+
+        >>> facts = {"steps": 9, "optimizer": {"groups": [{"lr": 0.1}]}}
+        >>> Record(facts, [{"kind": "trace", "step": 8, "lr": [0.2]}]).rates
+        [(8.0, [0.2]), (9.0, [0.1])]
+        """
+        left, steps = [finite(group, "lr") for group in self.groups], finite(self.facts, "steps")
+        later = not self.traced or (steps is not None and steps >= self.traced[-1][0])
+        return [*self.traced, (steps or 0.0, left)] if later and any(lr is not None for lr in left) else self.traced
+
+    @cached_property
+    def first_rates(self) -> list[tuple[float, float]]:
+        """`rates` of the first group."""
+        return [(at, rates[0]) for at, rates in self.rates if rates and rates[0] is not None]
+
     @property
     def lr(self) -> float | None:
         """The last learning rate that is known, of the first group."""
-        for row in reversed(self.traces):
-            rates = sequence(row.get("lr"))
-            value = finite({"lr": rates[0]}, "lr") if rates else None
-            if value is not None:
-                return value
-        return finite(self.groups[0], "lr") if self.groups else None
+        return self.first_rates[-1][1] if self.first_rates else None
+
+    def lr_of(self, rows: Sequence[Row]) -> float | None:
+        """The last learning rate, or the highest while the rows were measured, where that is lower.
+
+        >>> traces = [{"kind": "trace", "step": t, "lr": [lr]} for t, lr in ((1, 0.02), (9, 5.0))]
+        >>> Record({}, traces).lr_of([{"step": 2}, {"step": 8}]), Record({}, traces).lr_of([{"step": 9}])
+        (0.02, 5.0)
+        """
+        at = [step for row in rows if (step := finite(row, "step")) is not None]
+        seen = [(step, lr) for step, lr in self.first_rates if at and step <= max(at)]
+        during = [lr for step, lr in seen if step >= min(at)] or [lr for _, lr in seen[-1:]]
+        return self.lr if not during or self.lr is None else min(self.lr, max(during))
 
     @property
     def highest_lr(self) -> float | None:
         """The largest learning rate that was seen."""
         seen = [finite(group, "lr") for group in self.groups]
-        seen += [finite({"lr": rate}, "lr") for row in self.traces for rate in sequence(row.get("lr"))]
+        seen += [lr for _, rates in self.traced for lr in rates]
         return max((lr for lr in seen if lr is not None), default=None)
 
     @cached_property
     def faded(self) -> str:
         """In words, a schedule that ended near 0: "1e-06, under 0.1 % of its highest"; "" where none did."""
         tracks: dict[int, list[float]] = {}
-        for row in self.traces:
-            for i, rate in enumerate(sequence(row.get("lr"))):
-                if (value := finite({"lr": rate}, "lr")) is not None:
-                    tracks.setdefault(i, []).append(value)
+        for _, seen in self.rates:
+            for i, lr in enumerate(seen):
+                if lr is not None:
+                    tracks.setdefault(i, []).append(lr)
         rates = [(track[-1], max(track)) for track in tracks.values() if max(track) > 0]
         if not rates or any(now >= FADED * top for now, top in rates):
             return ""
@@ -273,17 +307,28 @@ class Record:
         rows = [*self.steps, *self.stability]
         return any("full batch" in str(row.get("data", "")).lower() for row in rows) and not self.noisy(rows)
 
+    def early(self, rows: Sequence[Row]) -> str:
+        """How much of the run the rows are of, for a title; "" where they come near to its end.
+
+        >>> Record({"steps": 100}, []).early([{"step": 2}]), Record({"steps": 100}, []).early([{"step": 60}])
+        (', in the first 2 % of the run', '')
+        """
+        at = max((step for row in rows if (step := finite(row, "step")) is not None), default=None)
+        steps = finite(self.facts, "steps")
+        if at is None or not steps or at >= EARLY * steps:
+            return ""
+        return f", in the first {math.ceil(max(1.0, 100 * at / steps))} % of the run"
+
     def late(self, rows: Sequence[Row], what: str = "measured steps") -> str:
         """As `where`, of rows that end with the last: with where in the run that was, if it was not its end.
 
         >>> Record({"steps": 100}, []).late([{"step": 58}, {"step": 59}])
         '2 measured steps, steps 58 to 59 (the last was at step 59 of 100)'
         """
-        said, steps = self.where(rows, what), finite(self.facts, "steps")
-        at = max((step for row in rows if (step := finite(row, "step")) is not None), default=None)
-        notes = []
-        if at is not None and steps and at < EARLY * steps:
-            notes.append(f"the last was at step {at:.0f} of {steps:.0f}")
+        said, notes = self.where(rows, what), []
+        if self.early(rows):
+            at = max(step for row in rows if (step := finite(row, "step")) is not None)
+            notes.append(f"the last was at step {at:.0f} of {finite(self.facts, 'steps'):.0f}")
         if self.broken is not None:
             notes.append(f"they speak up to step {self.broken - 1:.0f}: from then on the loss is not finite")
         return f"{said} ({'; '.join(notes)})" if notes else said
@@ -323,8 +368,13 @@ class Record:
         of = {str(row.get("name")): row for row in rows if row}
         return Trial(of[name], of.get("as-it-is", {}), self.several, self.edited) if name in of else None
 
-    def rate(self) -> tuple[str, str]:
-        """What to do about a learning rate that is too large: the advice as far as the trial bears it, and its lines.
+    @property
+    def flipped(self) -> list[float]:
+        """Unit outputs that switched, in the last third of the measured steps, where units were counted."""
+        return last([row for row in self.steps if row.get("units") != 0], "flipped")
+
+    def rate(self, rows: Sequence[Row] = ()) -> tuple[str, str]:
+        """What to do about a learning rate that was too large in the rows: as far as the trial bears it, and its lines.
 
         >>> half = {"name": "half-lr", "loss_before": 1.0, "loss_after": 2.0, "steps": 50}
         >>> Record({"what_if": [half]}, []).rate()[0].startswith("Half the learning rate is no advice here")
@@ -336,16 +386,17 @@ class Record:
             return f"The learning rate ended at {self.faded}: trials from there say nothing of it.", ""
         trial = self.trial("half-lr")
         if trial is None:
-            return "Try half the learning rate, or a decay at the end; that was not tried here.", self._halved()
+            return "Try half the learning rate, or a decay at the end; that was not tried here.", self._halved(rows)
         told = trial.told("half the learning rate")
         if trial.verdict == "helped":
-            return f"Halve the learning rate, or decay it at the end. {told}", self._halved()
+            return f"Halve the learning rate, or decay it at the end. {told}", self._halved(rows)
         if trial.verdict == "unclear":
-            return told, ""
+            return f"No advice on the learning rate. {told}", ""
         return f"Half the learning rate is no advice here. {told}", ""
 
-    def _halved(self) -> str:
-        return "" if not self.lr else f"for group in optimizer.param_groups:\n    group['lr'] = {self.lr / 2:.4g}"
+    def _halved(self, rows: Sequence[Row]) -> str:
+        lr = self.lr_of(rows)
+        return "" if not lr else f"for group in optimizer.param_groups:\n    group['lr'] = {lr / 2:.4g}"
 
 
 def _kinks(names: list[str]) -> str:

@@ -22,7 +22,7 @@ NEAR = 1.5
 def trials(record: Record) -> Iterator[Finding]:
     """The largest stable learning rate against the present one, and half of the present one.
 
-    >>> now = {"name": "as-it-is", "lr": 0.4, "loss_before": 1.0, "loss_after": 2.0}
+    >>> now = {"name": "as-it-is", "lr": 0.4, "diverged": True}
     >>> what_if = [now, {"name": "largest-stable-lr", "lr": 0.2, "steps": 50}]
     >>> [(finding.level, finding.title) for finding in trials(Record({"what_if": what_if}, []))]
     [('problem', 'The largest learning rate that stayed stable, 0.2, is below the present 0.4.')]
@@ -55,13 +55,12 @@ def _largest(record: Record) -> Iterator[Finding]:
     note = str(trial.row.get("note") or "").rstrip(".")
     if ratio >= LIMIT or note.startswith("stable up to the last lr tried"):
         return
-    evidence = f"Trials from the end of the run{f' for {steps:g} steps' if steps else ''}{trial.batches}, one each. "
+    evidence = f"{trial.told(f'the learning rate {say(largest)}')} "
     over = f"over {steps:g} steps" if steps else "over its steps"
     evidence += f"Stable: {over} the loss neither becomes non-finite nor ends more than a tenth of |f| above where it "
     evidence += f"began. {note}. " if note else "began. "
     evidence += "Stable there is not stable everywhere: the curvature differs along the run."
     told: dict[str, Any] = {"number": ratio, "unit": "of the present learning rate"}
-    after = trial.told(f"the learning rate {say(largest)}")
     if note.startswith("no stable lr") or trial.row.get("diverged") is True:
         yield Finding(
             "learning-rate",
@@ -75,14 +74,17 @@ def _largest(record: Record) -> Iterator[Finding]:
     elif ratio < 1:
         began, ended = finite(trial.base, "loss_before"), finite(trial.base, "loss_after")
         rose = began is not None and ended is not None and ended > began + STABLE * abs(began)
+        sure = trial.base.get("diverged") is True or (record.full and rose)
+        lower = sure and trial.verdict != "harmed"
+        why = "At the present rate the loss ended more than a tenth higher: it oscillates, grows, or is at its floor."
         yield Finding(
             "learning-rate",
-            "problem" if rose or trial.base.get("diverged") is True else "note",
+            "problem" if sure else "note",
             f"The largest learning rate that stayed stable, {say(largest)}, is below the present {say(present)}.",
             evidence,
-            "At the present rate the loss ended more than a tenth higher: it oscillates, grows, or is at its floor.",
-            after if trial.verdict == "harmed" else f"Lower the learning rate. {after}",
-            "" if trial.verdict == "harmed" else _setting(largest),
+            why if sure else f"{why} One trial on few batches is noisy: another may end otherwise.",
+            "Lower the learning rate." if lower else "",
+            _setting(largest) if lower else "",
             **told,
         )
     elif ratio < NEAR:
@@ -92,7 +94,6 @@ def _largest(record: Record) -> Iterator[Finding]:
             f"The present learning rate {say(present)} is near the largest that stayed stable, {say(largest)}.",
             evidence,
             "A restart, or other data, may be beyond it.",
-            after,
             **told,
         )
     else:
@@ -110,11 +111,16 @@ def _faded(record: Record) -> Iterator[Finding]:
     turning = mapping(mapping(record.facts.get("l1")).get("turning"))
     if not turning and not sequence(record.facts.get("what_if")):
         return
+    at, highest = max(record.first_rates, key=lambda seen: seen[1], default=(0.0, 0.0))
+    said = [f"at most {say(highest)}, at step {at:.0f}"]
+    said += [f"{say(lr)} at step {at:.0f}, the last traced" for at, (lr, *_) in record.traced[-1:] if lr is not None]
+    if len(record.rates) > len(record.traced):
+        said.append(f"{say(record.lr)} as the script left it, after step {record.rates[-1][0]:.0f}")
     yield Finding(
         "schedule-ended",
         "note",
         f"The learning rate ended at {record.faded}: trials from there say nothing.",
-        "The rates of the first group, step by step. Trials take the last one, or parts of it, and it moves no weight.",
+        f"The first group's rate: {'; '.join(said)}. Trials take the last one, or parts of it, and it moves no weight.",
         "Whether another rate, or another λ, would have done better is not known from them.",
         "Watch a run that stops before its schedule does, to have them tried at a rate that moves the weights.",
     )

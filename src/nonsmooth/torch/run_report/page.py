@@ -256,6 +256,8 @@ def settings_of(facts: Mapping[str, Any]) -> dict[str, str]:
         }
     found |= {"model": model.get("name"), "model parameters": model.get("parameters")}
     found |= {key: facts.get(key) for key in ("loss", "accumulation", "scaled", "clipped", "compiled")}
+    if facts.get("clipped") is False:
+        found["clipped"] = "not at the steps compared"
     found |= {key: facts.get(key) for key in ("device", "threads", "budget")}
     return {key: text(value) for key, value in found.items() if value is not None}
 

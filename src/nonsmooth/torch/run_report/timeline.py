@@ -288,7 +288,7 @@ def _kinks(run: Run) -> Section:
 
 def _flips(run: Run) -> Section:
     steps = run.of("step")
-    points = series(steps, "flipped")
+    points = series([row for row in steps if number(row.get("units")) != 0], "flipped")
     whole = _line("the whole model", points)
     if whole is None:
         return Section("flips", "Flips", (), ("No flips were counted.",))
