@@ -932,6 +932,15 @@ def test_beyond_the_edge_is_not_nothing_unusual(ratio, calm):
     assert (of(found, "nothing-unusual") is not None) is calm
 
 
+@pytest.mark.parametrize(("dormant", "level"), [(0.9, "note"), (0.1, "problem")])
+def test_beyond_the_edge_in_weights_without_gradients_is_no_problem_of_the_rate(dormant, level):
+    rows = steps(9, kink_share=0.1) + [row | {"dormant": dormant} for row in sharp(*[300.0] * 9)]
+    found = of(findings(SGD, rows), "edge-of-stability")
+    assert found.level == level
+    assert ("weights that have hardly had a gradient" in found.title) is ("90 %" in found.evidence) is (level == "note")
+    assert ("half the learning rate" in found.do) is (level == "problem")
+
+
 @pytest.mark.parametrize(("units", "told"), [(0, False), (100, True), (None, True)])
 def test_where_no_unit_was_counted_none_switched_is_not_said(units, told):
     found = findings(SGD, steps(9, flipped=0, units=units))

@@ -22,6 +22,10 @@ from nonsmooth.torch.steps.step import Vectors, measured
 __all__ = ["Probes", "checksums", "quietly"]
 
 Closure = Callable[[], torch.Tensor]
+FAR = 100.0
+"""A weight whose effective step is so many times that of the median weight has hardly had a gradient so far."""
+SEEN = 10_000
+"""The median is of so many weights of a tensor."""
 NO_SCALE = StepScale((), (), (), 0.0, 1.0)
 """In the place of one that is as long as all parameters, where it is not needed."""
 
@@ -115,11 +119,23 @@ class Probes:
                 pass  # an optimiser without a threshold
             else:
                 more = {"threshold": found.threshold, "ratio": found.ratio}
+                more |= _dormant(found)
                 return {"sharpness": found.sharpness, "residual": found.residual} | more | _cost_of(found.estimate)
         params = [p for _, p in self.params()]
         fits = self.bare is not None and len(self.bare.vectors) == sum(p.numel() for p in params)
         bare = self.bare = sharpness(closure, params, start=self.bare if fits else None, tol=0.02)
         return {"sharpness": float(bare.value[0]), "residual": float(bare.residual[0])} | _cost_of(bare)
+
+
+def _dormant(found: Stability) -> dict[str, float]:
+    """The part of the eigenvector, squared, in weights whose effective step is far above the median weight's."""
+    scales = [s.reshape(-1) for s in found.scale.scales if isinstance(s, torch.Tensor)]
+    if not scales or len(scales) < len(found.scale.scales):
+        return {}
+    far = FAR * torch.cat([s[:: len(s) // SEEN + 1] for s in scales]).median()
+    parts = found.estimate.vectors[:, 0].split([len(s) for s in scales])
+    held = sum(float(v[s.to(v.device) > far.to(v.device)].square().sum()) for v, s in zip(parts, scales, strict=True))
+    return {"dormant": held}
 
 
 def _cost_of(found: Sharpness) -> dict[str, Any]:

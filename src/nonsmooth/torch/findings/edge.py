@@ -21,6 +21,8 @@ BLIND_GAP = 0.25
 """... and sharpness is well below it where it is lower by this part of the threshold: more than it swings."""
 CARRIED = 0.5
 """Kinks carry a difference of which they make at least half."""
+MOST = 0.5
+"""An eigenvector is of the weights in which most of it lies."""
 RAISING_NOTE = 0.1
 """Below every tenth step it may be a bend of the path here and there, and says nothing of the learning rate."""
 RAISING_PROBLEM = 0.4
@@ -124,6 +126,22 @@ def _stability(record: Record) -> Iterator[Finding]:
             do = advice if trial.verdict == "helped" else f"Nothing by itself. {advice}"
         yield Finding(
             "edge-of-stability", "note", f"{title}: at the edge of stability.", why=why, do=do, lines=lines, **told
+        )
+        return
+    asleep = spread(last(rows, "dormant"))
+    if asleep is not None and asleep.median >= MOST:
+        told["evidence"] += (
+            f" {percent(asleep.median)} of the eigenvector is in weights whose effective step is above 100 times that "
+            "of the median weight."
+        )
+        yield Finding(
+            "edge-of-stability",
+            "note",
+            f"{title}, but in weights that have hardly had a gradient so far.",
+            why="An adaptive optimiser's steps are long where the mean of g² is near 0, as behind units that were dead: "
+            "the ratio is of these weights, and not of the others.",
+            do="Judge the learning rate by the loss. A larger eps bounds such steps; that was not tried here.",
+            **told,
         )
         return
     shares = raising(record.steps, record.rounding)
