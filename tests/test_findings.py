@@ -497,6 +497,18 @@ def test_a_layer_whose_units_are_all_off(active, told):
     assert of(findings(SGD, woke), "dead-layers") is None
 
 
+@pytest.mark.parametrize(("off", "level"), [(0.09, None), (0.11, "note"), (0.49, "note"), (0.51, "problem")])
+def test_units_that_are_off_for_all_of_the_data(off, level):
+    silent = [{"1": 0.9, "3": off + 0.2, "5": 0.05}] * 8 + [{"1": 0.9, "3": off, "5": 0.05}]
+    rows = steps(15, active_by_layer={"1": 0.0, "3": 0.4}, silent_by_layer=[silent[0]] * 14 + [silent[-1]])
+    found = findings(SGD, rows)
+    assert of(found, "dead-layers") is not None  # layer 1, and it is told once
+    found = of(found, "silent-units")
+    assert (None if found is None else found.level) == level
+    if level:
+        assert found.number == off and "layer '3'" in found.title and "layer '1'" not in found.title + found.evidence
+
+
 @pytest.mark.parametrize(("late", "said"), [(0.97, None), (0.99, "did not fall"), (1.5, "rose")])
 def test_a_loss_that_does_not_fall(late, said):
     rows = [{"kind": "trace", "step": t + 1, "loss": 1.0 if t < 30 else late} for t in range(60)]

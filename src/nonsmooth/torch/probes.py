@@ -80,6 +80,7 @@ class Probes:
             "units": sum(f.units for f in step.flips if not f.whole),
             "flips_by_layer": step.flips_by_layer,
             "active_by_layer": vectors.active,
+            "silent_by_layer": vectors.silent,
             "ties": step.ties,
             "undefined": list(step.undefined),
             "unseen": list(step.unseen),

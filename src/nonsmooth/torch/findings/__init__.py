@@ -26,6 +26,7 @@ ORDER = (
     "interrupted",
     "loss-not-finite",
     "dead-layers",
+    "silent-units",
     "learning-rate",
     "schedule-ended",
     "loss-raising",

@@ -24,6 +24,10 @@ STAYS = 0.01
 """Below a hundredth the steps stay mostly on the piece that they were computed on."""
 DEAD = 0.005
 """Half a hundredth of the units: what passes through so few of them is next to no gradient."""
+SILENT = 0.1
+"""Every tenth unit off for all of the data is a part of the layer that is paid for and does nothing ..."""
+MOST = 0.5
+"""... and half of them are most of it."""
 ENOUGH = 5
 """Steps to be seen before a layer is said never to switch."""
 SMOOTH = 1e-3
@@ -48,6 +52,7 @@ def kinks(record: Record) -> Iterator[Finding]:
     else:
         yield from _share(record)
     yield from _dead(record)
+    yield from _silent(record)
     yield from _flips(record)
     yield from _ties(record)
     yield from _hidden(record)
@@ -233,6 +238,30 @@ def _dead(record: Record) -> Iterator[Finding]:
         "that leaks (LeakyReLU). None of these was tried here.",
         number=most,
         unit="of the units on",
+    )
+
+
+def _silent(record: Record) -> Iterator[Finding]:
+    """Of layers that are not dead as a whole."""
+    dead = {layer for layer, on in _layers(record.steps, "active_by_layer").items() if max(last_third(on)) <= DEAD}
+    layers = {layer: min(last_third(off)) for layer, off in _layers(record.steps, "silent_by_layer").items()}
+    off = Counter({layer: least for layer, least in layers.items() if least >= SILENT and layer not in dead})
+    if not off:
+        return
+    rows = last_third(record.steps)
+    (worst, most), *others = off.most_common()
+    also = listed(f"{percent(least)} in {_layer(layer)}" for layer, least in others)
+    yield Finding(
+        "silent-units",
+        "problem" if most >= MOST and len(rows) >= ENOUGH else "note",
+        f"{percent(most)} of the ReLU units in {_layer(worst)} are off for all of the data{record.early(rows)}.",
+        f"{f'And {also}. ' if also else ''}The share that passed nothing on for any sample, at its least in the last "
+        f"third, {record.late(rows)}. {record.data(rows)}",
+        "A unit that is off gets no gradient: it costs memory and time, and does not learn.",
+        f"Another initial scale, {'' if record.several else 'a lower learning rate, '}normalisation, or a kink that "
+        "leaks (LeakyReLU) keeps more of them on. None of these was tried here.",
+        number=most,
+        unit="of the units off",
     )
 
 

@@ -42,6 +42,9 @@ from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["OrbitCurvature", "Split", "Step", "measure_step"]
 
+VALUES = 64
+"""A unit that passes every twentieth value on is off in so many by chance once in 27 times."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -195,6 +198,22 @@ class Vectors:
                 had = counts.get(c.layer, (0, 0))
                 counts[c.layer] = (had[0] + on, had[1] + c.piece.numel())
         return {layer: on / units for layer, (on, units) in counts.items() if units}
+
+    @property
+    def silent(self) -> dict[str, float]:
+        """The share of ReLU units that pass nothing on for any of the data, before the step, by module.
+
+        A unit is a channel: the second axis of inputs with 2, 4 or 5, the last one of others; of fewer than `VALUES`
+        values a unit nothing is said.
+        """
+        found: dict[str, float] = {}
+        for c in self.before.choices:
+            if c.operation in ("relu", "relu6") and isinstance(c.piece, torch.Tensor) and c.piece.ndim >= 2:
+                units = (c.piece == 1).movedim(1 if c.piece.ndim in (2, 4, 5) else -1, 0).flatten(1)
+                if units.shape[1] >= VALUES:
+                    off = 1 - float(units.any(1).double().mean())
+                    found[c.layer] = min(off, found.get(c.layer, 1.0))
+        return found
 
     @property
     def digests(self) -> tuple[tuple[str, str, int], ...]:
