@@ -183,5 +183,7 @@ def test_what_makes_no_sense():
         batch_sharpness([lambda: (least_squares(w, [0])().backward(), w.sum())[1]], [w])
     with pytest.raises(ValueError, match="batch_sharpness: params must be a list"):
         batch_sharpness([least_squares(w, [0])], w)
+    with pytest.raises(ValueError, match="batch_sharpness: a parameter is named twice"):
+        batch_sharpness([least_squares(w, [0])], [w, w])
     with pytest.raises(TypeError, match="batch_sharpness: give a closure"):
         batch_sharpness([], [w])

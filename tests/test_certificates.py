@@ -391,6 +391,7 @@ def calls_backward(w):
         (lambda w: 1.0, "a scalar tensor with its graph, not float"),
         (lambda w: None, "not NoneType"),
         (lambda w: w.sum().detach(), r"not a tensor of shape \(\) without a graph"),
+        (lambda w: w.sum() + 0j, "the loss is complex; return a real one"),
         (lambda w: 2 * w, r"not a tensor of shape \(2,\)"),
         (lambda w: (w - 1).sqrt().sum(), r"the gradient of a parameter of shape \(2,\) is not finite"),
     ],
@@ -407,17 +408,31 @@ def test_a_closure_that_is_not_as_it_should_be_is_refused(name, closure, says):
 
 def test_bad_arguments():
     w, optimizer = held([1.0], L1(0.5))
-    for t in (0, -1.0, math.inf, math.nan, "1"):
+    for t in (0, -1.0, math.inf, math.nan, "1", True):
         with pytest.raises(ValueError, match="prox_residual: t must be a finite number above 0"):
             prox_residual(optimizer, w.sum, t)
     with pytest.raises(ValueError, match=r"kkt: tol must be a number in \[0, 1\), not 1"):
         kkt(optimizer, w.sum, tol=1)
+    for wrong, says in ((optimizer.optimizer, "not SGD"), (w, r"not one tensor; write \[w\]")):
+        with pytest.raises(TypeError, match=f"stationary_lam: give a Proximal or a list of parameters, {says}"):
+            stationary_lam(wrong, w.sum)
+    with pytest.raises(ValueError, match="stationary_lam: the parameters must be leaves"):
+        stationary_lam([w * 1.0], w.sum)
     for name in ("prox_residual", "kkt", "decay_residual"):
         with pytest.raises(TypeError, match=f"{name}: optimizer must be a Proximal, not SGD"):
             CERTIFICATES[name](optimizer.optimizer, w.sum)
     w.requires_grad_(False)
-    with pytest.raises(ValueError, match="at least one parameter under the penalty that requires a gradient"):
-        stationary_lam(optimizer, w.sum)
+    for name, certificate in CERTIFICATES.items():
+        with pytest.raises(
+            ValueError, match=f"{name}: .* at least one parameter under the penalty that requires a grad"
+        ):
+            certificate(optimizer, w.sum)
+
+
+def test_numpys_numbers_will_do():
+    w, optimizer = held([1.0], L1(0.5))
+    assert prox_residual(optimizer, w.sum, np.float32(1)) == prox_residual(optimizer, w.sum, 1.0)
+    assert kkt(optimizer, w.sum, np.float32(0.5)) == kkt(optimizer, w.sum, 0.5)
 
 
 def test_a_parameter_that_the_loss_does_not_use_has_gradient_zero():

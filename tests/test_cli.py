@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import pytest
 import xarray as xr
@@ -39,6 +40,14 @@ def nonsmooth(*arguments: str, cwd) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "nonsmooth", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
     )
+
+
+def test_help_says_what_it_does_and_the_version_is_told(tmp_path):
+    for arguments in ([], ["--help"]):
+        done = nonsmooth(*arguments, cwd=tmp_path)
+        assert "See, measure and mend what non-differentiability does to gradient training." in done.stdout
+    done = nonsmooth("--version", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == f"nonsmooth {version('nonsmooth')}\n"
 
 
 def test_claims_shows_every_claim(tmp_path):
@@ -79,7 +88,8 @@ def test_simulate_prints_means_and_writes_the_dataset(tmp_path):
         (["reproduce", "--only", "edge/h*", "--out", "run.toml"], "run.toml: cannot be written (File exists)"),
         (["show", "no/claim"], "there is no claim 'no/claim'; `nonsmooth claims` lists them."),
         (["show", "l1/balance-law"], "out/verdicts.jsonl: there is no such file; run `nonsmooth reproduce` first."),
-        (["report", "nowhere"], "nowhere/verdicts.jsonl: there is no such file; run `nonsmooth reproduce` first."),
+        (["report", "nowhere"], "nowhere: holds neither rows.jsonl nor verdicts.jsonl; name a folder that `nonsmooth "),
+        (["audit", "."], ".: is a directory; name the script that trains."),
         (["simulate", "missing.toml"], "missing.toml: cannot be read (No such file or directory)."),
     ],
 )

@@ -405,6 +405,7 @@ def test_bad_input_is_refused_in_a_sentence():
         ),
         (lambda: loss().detach(), "must return the loss, a scalar tensor with its graph, not a tensor of shape"),
         (lambda: 3.0, "not float"),
+        (lambda: loss() + 0j, "sharpness: the loss is complex; return a real one"),
         (lambda: (w / 0).sum(), "the gradient is not finite"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -420,7 +421,31 @@ def test_bad_input_is_refused_in_a_sentence():
     ):
         with pytest.raises(ValueError, match=says):
             sharpness(loss, [w], **options)
-    with pytest.raises(TypeError, match="give a closure, a list of closures"):
-        sharpness(3, [w])
-    with pytest.raises(TypeError, match="can be gone through only once"):
-        over(iter([1]), loss)
+    for closure in (3, loss(), [loss()]):
+        with pytest.raises(TypeError, match="give a closure, a list of closures"):
+            sharpness(closure, [w])
+    for loader, of, error, says in (
+        (iter([1]), loss, TypeError, "the loader can be gone through only once"),
+        (None, loss, TypeError, "the loader must be a list of batches or a DataLoader, not NoneType"),
+        ([1], "loss", TypeError, "loss must be a function of a batch, not str"),
+        ([], loss, ValueError, "the loader has no batch; give one at least"),
+    ):
+        with pytest.raises(error, match=f"^over: {says}"):
+            over(loader, of)
+
+
+@pytest.mark.parametrize("measure", [sharpness, trace, spectrum])
+def test_bad_parameters_are_refused_in_a_sentence(measure):
+    w = torch.nn.Parameter(torch.ones(2))
+    empty, complex_ = torch.nn.Parameter(torch.ones(0)), torch.nn.Parameter(torch.ones(2) + 0j)
+    for params, says in (
+        (w, r"params must be a list of parameters, not one tensor; write \[w\]"),
+        (torch.nn.Linear(2, 1), r"params must be a list of parameters, not Linear; write model\.parameters\(\)"),
+        ([], "params must be parameters that require gradients"),
+        ([w * 1.0], "params must be leaves, not what is computed from them"),
+        ([w, w], "a parameter is named twice; name each once"),
+        ([empty], "params hold no number; name a parameter that is not empty"),
+        ([complex_], "complex parameters have no Hessian"),
+    ):
+        with pytest.raises(ValueError, match=f"^{measure.__name__}: {says}"):
+            measure(lambda: w.square().sum(), params)

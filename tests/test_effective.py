@@ -422,6 +422,11 @@ def test_only_optimisers_can_be_registered(wrong):
         register_effective_step(wrong, lambda optimizer, group, p: 1.0)
 
 
+def test_only_functions_can_be_registered():
+    with pytest.raises(TypeError, match=r"^register_effective_step: function must be one of \(.*\), not 5\.$"):
+        register_effective_step(Halved, 5)
+
+
 @pytest.mark.usefixtures("registered")
 def test_a_subclass_that_keeps_the_step_is_known_even_when_it_is_made_first():
     """torch wraps `step` in the class that is instantiated first, so the two classes' `step` are not one object."""

@@ -203,6 +203,8 @@ def test_a_probe_that_fails_is_told_and_given_up():
     ("change", "sentence"),
     [
         ({"budget": 0.0}, r"^Monitor: budget is a share of the wall clock"),
+        ({"model": "net"}, r"^Monitor: model must be a module or a list of parameters, not str\.$"),
+        ({"model": []}, r"^Monitor: model must be a module or a list of parameters, not list\.$"),
         ({"optimizer": "sgd"}, r"^Monitor: optimizer must be a torch optimiser, not str"),
         ({"closure": 3}, r"^Monitor: closure must be a function"),
         ({"folder": "/proc/none"}, r"^Monitor: the folder /proc/none cannot be written"),
@@ -213,9 +215,29 @@ def test_a_probe_that_fails_is_told_and_given_up():
 )
 def test_bad_arguments_are_named(change, sentence):
     w = nn.Parameter(torch.ones(1))
-    arguments = {"optimizer": optim.SGD([w], lr=0.1), "closure": lambda: w.sum()} | change
+    arguments = {"model": w, "optimizer": optim.SGD([w], lr=0.1), "closure": lambda: w.sum()} | change
     with pytest.raises((TypeError, ValueError), match=sentence):
-        Monitor(w, **arguments)
+        Monitor(**arguments)
+
+
+def test_it_is_entered_once_and_leaves_no_hook():
+    monitor, _ = watched(4)
+    optimizer, steps = monitor.optimizer, monitor.t
+    with pytest.raises(ValueError, match=r"^Monitor: this one has been entered already; make another"), monitor:
+        pass
+    optimizer.step()
+    assert monitor.t == steps and not optimizer._optimizer_step_post_hooks
+
+
+def test_a_folder_whose_run_has_ended_is_not_begun_again(tmp_path):
+    watched(4, folder=tmp_path)
+    before = (tmp_path / "rows.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"^Monitor: .* holds a run already; name another folder, or set `monitor\.t`"):
+        watched(4, folder=tmp_path)
+    assert (tmp_path / "rows.jsonl").read_bytes() == before
+    (tmp_path / "run.json").unlink()  # a run that was killed, before its first checkpoint
+    watched(4, folder=tmp_path)
+    assert len((tmp_path / "rows.jsonl").read_bytes()) > len(before)
 
 
 # --- what a run may be given beside the budget --------------------------------------------------------------------

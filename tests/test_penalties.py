@@ -361,3 +361,14 @@ def test_half_a_distance_is_rejected():
 
     with rejected:
         distance_attained(HalfAsFar(1.0), np.zeros(1), np.array([3.0]), np.array([1.0]))
+
+
+@pytest.mark.parametrize("lam", ["0.1", True, np.bool_(True), [0.1, "0.2"], ["0.1"], [True, False], np.array(["1"])])
+@pytest.mark.parametrize("make", [L1, MCP, GroupLasso, LHalf], ids=lambda kind: kind.__name__)
+def test_a_strength_is_a_number_and_no_text_or_truth(make, lam):
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: lam must be a finite number, 0 or above, not "):
+        make(lam, *([3.0] if make is MCP else []))
+
+
+def test_weights_may_be_a_mask():
+    assert L1(0.5, weights=[True, False]) == L1(0.5, weights=[1.0, 0.0])

@@ -281,6 +281,13 @@ def test_resumed_is_uninterrupted_bit_by_bit(kind, cut):
     [
         ({"density": 0.0}, r"density must be a number in \(0, 1\], not 0.0"),
         ({"density": 1.5}, "not 1.5"),
+        ({"density": None}, r"density must be a number in \(0, 1\], not None"),
+        ({"density": "0.5"}, r"density must be a number in \(0, 1\], not '0.5'"),
+        ({"density": [True]}, r"density must be a number in \(0, 1\], not True"),
+        ({"warmup": "a"}, "warmup is a part of the training, from 0 to 1, not 'a'"),
+        ({"ramp": None}, "ramp is a part of the training, from 0 to 1, not None"),
+        ({"limits": 3}, "limits must be two numbers 0 < low < high, not 3"),
+        ({"limits": ("a", "b")}, "limits must be two numbers 0 < low < high"),
         ({"density": [0.1, 0.2]}, "density names 2 targets for 1 to control"),
         ({"steps": 0}, "steps must be a whole number above 0, not 0"),
         ({"every": 1.5}, "every must be a whole number above 0, not 1.5"),
@@ -296,6 +303,14 @@ def test_bad_arguments(arguments, says):
     _, optimizer = held([1.0], L1(0.1))
     with pytest.raises(ValueError, match=f"^TargetSparsity: .*{says}"):
         TargetSparsity(optimizer, **({"density": 0.1, "steps": 10} | arguments))
+
+
+def test_numpys_and_torchs_numbers_will_do():
+    _, optimizer = held([1.0], L1(0.1))
+    plain = TargetSparsity(optimizer, 0.5, 10, every=2)
+    for half in (np.float32(0.5), torch.tensor(0.5), [np.float64(0.5)], np.array([0.5])):
+        made = TargetSparsity(optimizer, half, np.int64(10), every=np.int64(2), warmup=np.float64(0.05))
+        assert vars(made) == vars(plain) and type(made.wanted[0]) is float
 
 
 def test_what_cannot_be_controlled_is_refused():
@@ -382,7 +397,33 @@ def test_lam_path_goes_on_where_it_was_interrupted(tmp_path):
         lam_path(train, [0.3], folder=tmp_path / "path")
 
 
+def test_lam_path_goes_on_with_numpys_numbers(tmp_path):
+    lams, calls = np.geomspace(0.1, 1, 3), []
+
+    def train(lam, state):
+        calls.append(lam)
+        return {"state": {"w": torch.zeros(1)}, "density": torch.tensor(0.5), "accuracy": np.float64(0.75)}
+
+    first = lam_path(train, lams, folder=tmp_path)
+    assert lam_path(train, lams, folder=tmp_path).rows == first.rows and len(calls) == 3
+    assert all(type(value) is float for row in first.rows for value in row.values())
+
+
+def test_lam_path_refuses_at_once_what_it_could_not_read_back(tmp_path):
+    for returned in ({"state": np.zeros(2)}, {"state": 1, "model": lambda: 1}):
+        with pytest.raises(ValueError, match=r"^lam_path: what train returned cannot be kept in a folder \("):
+            lam_path(lambda lam, state, r=returned: r, [0.1], folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_lam_path_refuses():
+    for lams in ([0.1, math.nan], [0.1, -1.0], "ab", [True]):
+        with pytest.raises(ValueError, match=r"^lam_path: lam must be a finite number, 0 or above, not "):
+            lam_path(lambda lam, state: pytest.fail("it was trained"), lams)
+    with pytest.raises(TypeError, match=r"^lam_path: lams must be a list of λ, not float\.$"):
+        lam_path(lambda lam, state: {"state": 1}, 0.1)
+    with pytest.raises(ValueError, match="train must return \"density\" and 'accuracy', as numbers"):
+        lam_path(lambda lam, state: {"state": 1, "density": 0.5, "accuracy": "good"}, [0.1], best="accuracy")
     for returned in (None, {}, {"density": 0.5}):
         with pytest.raises(ValueError, match='train must return a dictionary with a "state"'):
             lam_path(lambda lam, state, r=returned: r, [0.1])
@@ -498,6 +539,19 @@ def test_remove_puts_the_penalty_back(penalty):
     assert optimizer.param_groups[0]["proximal"] == before
     handle.remove()  # twice does no harm
     assert optimizer.param_groups[0]["proximal"] == before
+
+
+def test_one_refit_at_a_time():
+    y = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    w, optimizer = held([2.0, 0.0], L1(1.0), lr=1.0)
+    with refit(optimizer):
+        with pytest.raises(ValueError, match=r"^refit: one of this optimiser is on already; end it first\.$"):
+            refit(optimizer)
+        descend(w, optimizer, lambda w: 0.5 * ((w - y) ** 2).sum(), 1)
+    assert w.tolist() == [3.0, 0.0]
+    with refit(optimizer):
+        pass
+    assert [entry["lam"] for _, entry in optimizer.entries()] == [1.0]
 
 
 def test_a_constraint_stays():

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from nonsmooth.torch.selection import record, replay
 from nonsmooth.torch.steps import OrbitCurvature, holder, measure_step
 from nonsmooth.torch.steps.evaluation import SameRandomNumbers, flat
+from nonsmooth.torch.steps.step import measured
 from nonsmooth.torch.undisturbed import undisturbed
 
 
@@ -414,6 +415,12 @@ def test_bad_input_is_refused():
         measure_step(lambda: w.sum(), [w], [torch.zeros(2)], max_nodes=3)
     with pytest.raises(ValueError, match="params must hold at least one parameter"):
         measure_step(lambda: w.sum(), [w.detach()], [torch.zeros(2)])
+    z = torch.zeros(2, dtype=torch.complex64, requires_grad=True)
+    with pytest.raises(ValueError, match="measure_step: complex parameters cannot be measured; split them"):
+        measure_step(lambda: w.sum() + z.abs().sum(), [z, w], [torch.zeros(2)] * 2)
+    for measure in (lambda f: measure_step(f, [w], [torch.zeros(2)]), lambda f: holder(f, [w], [0.1, 1.0])):
+        with pytest.raises(ValueError, match="the loss is complex; return a real one"):
+            measure(lambda: w.sum() + 0j)
     with pytest.raises(ValueError, match="the loss has no graph"):
         measure_step(lambda: w.detach().sum(), [w], [torch.zeros(2)])
 
@@ -427,3 +434,20 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="holder: the closure called backward"):
         holder(backward, [w], [0.1, 1.0])
     assert w.grad is None
+
+
+def test_units_that_pass_nothing_on_for_any_of_the_data():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU()).double()
+    images = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()).double()
+    with torch.no_grad():
+        model[0].bias[:6] = -100.0
+        images[0].bias[:1] = -100.0
+    x, pictures = torch.randn(64, 3).double(), torch.randn(2, 1, 8, 8).double()
+
+    def silent(net: nn.Sequential, data: torch.Tensor) -> dict[str, float]:
+        return measured(lambda: net(data).sum(), net, [p * 0.99 for p in net.parameters()])[1].silent
+
+    assert silent(model, x) == silent(model, x.reshape(8, 8, 3)) == {"1": 0.75}
+    assert silent(model, x[:63]) == {}  # too few values a unit
+    assert silent(images, pictures) == {"1": 0.25}

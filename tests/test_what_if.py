@@ -452,6 +452,8 @@ def test_closures_and_optimisers_that_make_no_sense():
             what_if(optimizer, closures)
     with pytest.raises(ValueError, match=r"must return the loss, a scalar tensor, not a tensor of shape \(2,\)"):
         what_if(optimizer, lambda: w * 2)
+    with pytest.raises(ValueError, match="what_if: the loss is complex; return a real one"):
+        what_if(optimizer, lambda: w.sum() + 0j, steps=2)
     with pytest.raises(ValueError, match="a closure's loss has no graph"):
         what_if(optimizer, lambda: loss().detach())
 

@@ -1,7 +1,12 @@
-"""The command line: parse, call, print.
+"""See, measure and mend what non-differentiability does to gradient training.
 
-Exit codes: 0, all was done (and with --strict every claim is supported); 1, an experiment failed; 2, the input was
-wrong or a part is not installed; 3, --strict and a claim is not supported; 130, interrupted.
+`audit` watches a PyTorch script as it is and says what it met;
+`reproduce` tests claims about non-smooth training;
+`simulate` and `sweep` make runs of your own.
+
+Exit codes: 0, all was done (and with --strict every claim is supported);
+1, an experiment failed; 2, the input was wrong or a part is not installed;
+3, --strict and a claim is not supported; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +68,21 @@ def sentences() -> Iterator[None]:
         errors.print(escape(f"Interrupted; {interrupt}" if str(interrupt) else "Interrupted."))
         sys.stdout.flush()
         os._exit(130)  # a plain exit would wait for threads that are in compiled code
+
+
+def _told(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nonsmooth {version('nonsmooth')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_told, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -182,6 +203,8 @@ def audit(
     The script's output and exit code stay its own; what was found is told on stderr when it has ended.
     """
     with sentences():
+        if script.is_dir():
+            raise ValueError(f"{script}: is a directory; name the script that trains.")
         from nonsmooth.torch.audit_command import audit_script
 
         code = audit_script(script, arguments or [], out, budget, optimizer, trials)
@@ -297,6 +320,11 @@ def report(
 
             screen.print(f"Open [bold]{escape(str(write_run_report(folder)))}[/]")
             return
+        if not (folder / "verdicts.jsonl").exists():
+            raise ValueError(
+                f"{folder}: holds neither rows.jsonl nor verdicts.jsonl; name a folder that `nonsmooth audit`, "
+                "a Monitor or `nonsmooth reproduce` wrote."
+            )
         from nonsmooth.report import write_report
 
         screen.print(f"Open [bold]{escape(str(write_report(folder)))}[/]")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace
 
-from nonsmooth.hyperparameters import Hyperparameters
+from nonsmooth.hyperparameters import Hyperparameters, Kind
 
 __all__ = ["Penalty"]
 
@@ -19,6 +20,12 @@ class Penalty(Hyperparameters):
 
     one_step: ClassVar[bool] = False
     """Whether the prox is known under one step t for all coordinates only."""
+
+    def _checked(self, name: str, value: Any, kind: Kind) -> Any:
+        checked = super()._checked(name, value, kind)
+        if not kind.is_array and np.asarray(value).dtype.kind in "bSU":  # a truth value or text, which NumPy converts
+            raise ValueError(f"{type(self).__name__}: {name} must be {kind.must}, not {value!r}.")
+        return checked
 
     def value(self, x: Any) -> Any:
         """g(x), a scalar."""

@@ -369,7 +369,9 @@ class Audit:
     def _try(self, monitor: Monitor, facts: dict[str, Any]) -> None:
         own, named = max(1e-9, facts["seconds"] - facts["spent"]), dict(monitor.probes.params())
         if not named:
-            return self._lacks("trials from the end", "by then the script had frozen all that this optimiser trained", "")
+            return self._lacks(
+                "trials from the end", "by then the script had frozen all that this optimiser trained", ""
+            )
         trials = Trials(
             monitor.optimizer,
             named,

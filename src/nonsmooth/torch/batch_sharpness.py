@@ -96,7 +96,6 @@ def batch_sharpness(
     """
     if optimizer is not None and preconditioner is not None:
         raise ValueError("batch_sharpness: give an optimizer (SGD) or a preconditioner, not both; they do not meet.")
-    params = params if isinstance(params, torch.Tensor) else list(params)  # which Hessian refuses, in a sentence
     thresholds = None if optimizer is None else batch_thresholds(optimizer)
     hessian = Hessian(closures, params, preconditioner, who="batch_sharpness")  # type: ignore[arg-type]
     decay = None if optimizer is None else _decay(optimizer, hessian)

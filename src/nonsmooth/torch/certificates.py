@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -83,8 +84,9 @@ def prox_residual(
     >>> prox_residual(optimizer, lambda: (0.5 * (w - torch.tensor([3.5, 0.5])) ** 2).sum(), t=0.5).value
     0.5
     """
-    if not (isinstance(t, (int, float)) and 0 < t < math.inf):
+    if isinstance(t, bool) or not (isinstance(t, Real) and 0 < t < math.inf):
         raise ValueError(f"prox_residual: t must be a finite number above 0, not {t!r}.")
+    t = float(t)
     slopes, called = _slopes("prox_residual", optimizer, closure), _names(optimizer, model)
     found = []
     for p, penalty in _penalised("prox_residual", optimizer):
@@ -92,7 +94,7 @@ def prox_residual(
         found.append((called[p], _norm(w - penalty.prox(w - t * slopes.pop(p), t)) / t))
     if unpenalised:
         found += [(called[p], _norm(slope)) for p, slope in slopes.items()]
-    return Residual(math.hypot(*(r for _, r in found)), float(t), tuple(found))
+    return Residual(math.hypot(*(r for _, r in found)), t, tuple(found))
 
 
 def decay_residual(optimizer: Proximal, closure: Closure, *, model: torch.nn.Module | None = None) -> Residual:
@@ -199,8 +201,9 @@ def kkt(optimizer: Proximal, closure: Closure, tol: float = 1e-3, *, model: torc
     >>> (row.zero, row.not_zero, row.stuck, row.distance)
     (1, 1, 1, 3.0)
     """
-    if not (isinstance(tol, (int, float)) and 0 <= tol < 1):
+    if isinstance(tol, bool) or not (isinstance(tol, Real) and 0 <= tol < 1):
         raise ValueError(f"kkt: tol must be a number in [0, 1), not {tol!r}.")
+    tol = float(tol)
     slopes, called, rows = _slopes("kkt", optimizer, closure), _names(optimizer, model), []
     for p, penalty in _penalised("kkt", optimizer):
         w, v = p.detach().to(torch.float64), -slopes[p]
@@ -219,7 +222,7 @@ def kkt(optimizer: Proximal, closure: Closure, tol: float = 1e-3, *, model: torc
                 scale,
             )
         )
-    return KKT(float(tol), tuple(rows))
+    return KKT(tol, tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -247,13 +250,21 @@ def stationary_lam(
     on, zero is the solution. For a network it says less: at zero weights hidden layers have zero gradient, and
     zero is stationary at any λ, while the trained network may be far from it.
 
+    Raises TypeError for what is neither a Proximal nor a list, ValueError for parameters that are no leaves.
+
     >>> w, y = torch.nn.Parameter(torch.ones(2)), torch.tensor([3.0, -4.0])
     >>> stationary_lam(Proximal(torch.optim.SGD([w], lr=0.1), L1(0.0)), lambda: 0.5 * (w - y).square().sum()).value
     4.0
     """
     if not isinstance(optimizer, Proximal):
+        if isinstance(optimizer, torch.Tensor):
+            raise TypeError("stationary_lam: give a Proximal or a list of parameters, not one tensor; write [w].")
+        if not isinstance(optimizer, Iterable):
+            raise TypeError(f"stationary_lam: give a Proximal or a list of parameters, not {type(optimizer).__name__}.")
         found = list(optimizer)
         _need_parameters("stationary_lam", found)
+        if not all(p.is_leaf for p in found):
+            raise ValueError("stationary_lam: the parameters must be leaves, not what is computed from them.")
         optimizer = Proximal(torch.optim.SGD(found, lr=0.0), L1(0.0))
     at = _penalised("stationary_lam", optimizer)
     kept = [p.detach().clone() for p, _ in at]
@@ -360,8 +371,7 @@ def duality_gap(f: LeastSquares | Logistic, penalty: Penalty, w: Any) -> Duality
 
 def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tensor, torch.Tensor]:
     """The gradient, in float64, of what the optimiser descends, at each parameter that it trains."""
-    if not isinstance(optimizer, Proximal):
-        raise TypeError(f"{who}: optimizer must be a Proximal, not {type(optimizer).__name__}.")
+    _penalised(who, optimizer)  # which refuses an optimiser that has none
     if not callable(closure):
         kind = type(closure).__name__
         raise TypeError(
@@ -377,6 +387,8 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
             what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
             what = f"{what} without a graph" if isinstance(loss, torch.Tensor) and not loss.requires_grad else what
             raise ValueError(f"{who}: the closure must return the loss, a scalar tensor with its graph, not {what}.")
+        if loss.is_complex():
+            raise ValueError(f"{who}: the loss is complex; return a real one, such as its .real or .abs().")
         found = torch.autograd.grad(loss.sum(), list(groups), allow_unused=True)
     slopes = {}
     for (p, group), g in zip(groups.items(), found, strict=True):

@@ -83,7 +83,7 @@ def sharpness(
     >>> found.value.round(5).tolist(), found.converged  # not −100, which is larger in modulus
     ([3.0, 1.0], True)
     """
-    hessian = Hessian(closure, list(params), preconditioner, who="sharpness")
+    hessian = Hessian(closure, params, preconditioner, who="sharpness")  # type: ignore[arg-type]
     return sharpness_of(hessian, k, tol, start, max_products, seed)
 
 
@@ -175,7 +175,7 @@ def trace(closure: Any, params: Iterable[torch.Tensor], samples: int = 20, seed:
     """
     if not (isinstance(samples, int) and samples >= 2):
         raise ValueError(f"trace: samples must be an integer of at least 2, not {samples!r}.")
-    hessian = Hessian(closure, list(params), who="trace")
+    hessian = Hessian(closure, params, who="trace")  # type: ignore[arg-type]
     found = [float(z @ hessian(z)) for z in _signs(hessian, samples, seed)]
     return Trace(float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(samples)), samples)
 
@@ -239,7 +239,7 @@ def spectrum(
     for name, number in (("steps", steps), ("samples", samples)):
         if not (isinstance(number, int) and number >= 1):
             raise ValueError(f"spectrum: {name} must be an integer of at least 1, not {number!r}.")
-    hessian = Hessian(closure, list(params), who="spectrum")
+    hessian = Hessian(closure, params, who="spectrum")  # type: ignore[arg-type]
     rows = [tridiagonal(hessian, z, steps) for z in _signs(hessian, samples, seed)]
     nodes, weights = (tuple(tuple(map(float, getattr(r, of))) for r in rows) for of in ("nodes", "weights"))
     return Spectrum(nodes, weights, hessian.dim, int(hessian.products))

@@ -216,7 +216,8 @@ def register_effective_step(
 ) -> None:
     """Teach `Proximal` another optimiser: function(optimizer, group, parameter) is τ after its step.
 
-    τ is the response of the parameter to a constant gradient, a number or a tensor of the parameter's shape.
+    τ is the response of the parameter to a constant gradient, a number or a tensor of the parameter's shape. Raises
+    TypeError for what is no optimiser's class, or no function.
 
     >>> class Halved(torch.optim.SGD):
     ...     def step(self, closure=None):
@@ -226,6 +227,8 @@ def register_effective_step(
     """
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
         raise TypeError(f"register_effective_step: {optimizer!r} is not a subclass of torch.optim.Optimizer.")
+    if not callable(function):
+        raise TypeError(f"register_effective_step: function must be one of (optimizer, group, p), not {function!r}.")
     TABLES[optimizer] = Table(_Registered(function), stateless=True, uniform=True)
 
 

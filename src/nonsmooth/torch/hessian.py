@@ -85,17 +85,25 @@ def over(
     it must give the same batches each time: no generator object. See `Batches` for `keep`. Where the batches are
     tensors, or tuples or dicts of them, `rows` is `few_rows`: then some rows' losses are evaluated by themselves.
 
+    Raises TypeError for a loader that is none or can be gone through only once, ValueError for one without a batch.
+
     >>> x = torch.tensor([1.0, 2.0, 4.0])
     >>> w = torch.tensor([1.0], requires_grad=True)
     >>> loss = over(x.split(2), lambda batch: (w * batch).square().mean())
     >>> Hessian(loss, [w])(torch.ones(1)).tolist()  # 2(1 + 4 + 16)/3, and not the mean of 5 and 32
     [14.0]
     """
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"over: the loader must be a list of batches or a DataLoader, not {type(loader).__name__}.")
+    if not callable(loss):
+        raise TypeError(f"over: loss must be a function of a batch, not {type(loss).__name__}.")
     own = {id(g): g for g in (getattr(o, "generator", None) for o in _samplers(loader)) if g is not None}
     with streams(*own.values()):  # a DataLoader draws a number whenever it is begun
         if iter(loader) is loader:
             raise TypeError("over: the loader can be gone through only once; give a list or a DataLoader.")
         batches = loader if hasattr(loader, "__len__") else list(loader)
+    if not len(batches):  # type: ignore[arg-type]
+        raise ValueError("over: the loader has no batch; give one at least.")
     measure = size or _length
 
     def parts() -> Iterator[Part]:
@@ -219,9 +227,9 @@ class Hessian:
     that is maximised. `products` counts. Graphs are kept as `Batches` says; where they are not, each product evaluates
     the closures anew, with the random numbers of the first time, so that dropout keeps its masks.
 
-    Raises ValueError, in one sentence, for a closure that calls backward or gives no scalar with a graph, for one
-    whose gradient is not finite, for a loss that is another when it is evaluated anew, and for a preconditioner that
-    is not above 0.
+    Raises ValueError, in one sentence, for parameters that are no leaves, complex, named twice or without a number,
+    for a closure that calls backward or gives no real scalar with a graph, for one whose gradient is not finite, for a
+    loss that is another when it is evaluated anew, and for a preconditioner that is not above 0.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     >>> Hessian(lambda: w.prod() + w[0] ** 2, [w])(torch.tensor([1.0, 0.0])).tolist()  # H = [[2, 1], [1, 0]]
@@ -242,9 +250,16 @@ class Hessian:
     def __post_init__(self) -> None:
         if isinstance(self.params, torch.Tensor):
             raise ValueError(f"{self.who}: params must be a list of parameters, not one tensor; write [w].")
+        if not isinstance(self.params, Iterable):
+            kind = type(self.params).__name__
+            raise ValueError(f"{self.who}: params must be a list of parameters, not {kind}; write model.parameters().")
         self.params = list(self.params)
         if not self.params or not all(isinstance(p, torch.Tensor) and p.requires_grad for p in self.params):
             raise ValueError(f"{self.who}: params must be parameters that require gradients, one at least.")
+        if not all(p.is_leaf for p in self.params):
+            raise ValueError(f"{self.who}: params must be leaves, not what is computed from them; name the parameters.")
+        if len({id(p) for p in self.params}) < len(self.params):
+            raise ValueError(f"{self.who}: a parameter is named twice; name each once.")
         need_whole(self.who, self.params)
         if any(p.is_complex() for p in self.params):
             raise ValueError(f"{self.who}: complex parameters have no Hessian of this kind; split them into two.")
@@ -252,6 +267,8 @@ class Hessian:
         self.keep = self.batches.keep
         self.sizes = [p.numel() for p in self.params]
         self.dim, self.device = sum(self.sizes), self.params[0].device
+        if not self.dim:
+            raise ValueError(f"{self.who}: params hold no number; name a parameter that is not empty.")
         self.dtype = torch.float64 if self.dim <= WIDE else torch.float32
         self.root = None if self.preconditioner is None else self._root(self.preconditioner)
         added = None if self.shift is None else self._flat_like(self.shift)
@@ -367,6 +384,8 @@ class Hessian:
                 raise ValueError(
                     f"{self.who}: the closure must return the loss, a scalar tensor with its graph, not {what}."
                 )
+            if loss.is_complex():
+                raise ValueError(f"{self.who}: the loss is complex; return a real one, such as its .real or .abs().")
             rows = losses_of_rows(loss) if self.keep is not False and self.batches.count > 1 else None
             found = torch.autograd.grad(loss.sum(), self.params, create_graph=True, allow_unused=True)
         slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
@@ -452,7 +471,7 @@ def _as_batches(loss: Any, who: str) -> Batches:
         return loss
     if callable(loss):
         return Batches(lambda: iter([(1.0, loss)]), 1, getattr(loss, "keep_graph", None))
-    if isinstance(loss, Iterable):
+    if isinstance(loss, Iterable) and not isinstance(loss, torch.Tensor):
         parts = [part if isinstance(part, tuple) else (1.0, part) for part in loss]
         if parts and all(len(part) == 2 and callable(part[1]) for part in parts):
             return Batches(lambda: iter((float(w), closure) for w, closure in parts), len(parts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -64,11 +65,12 @@ class Monitor:
     weights, to tell where two runs part; rows of kind "chatter" what signs of weights did over a window of steps.
 
     folder: where each row is appended at once, to rows.jsonl, and where run.json and report.html are written: rows
-    survive a kill. A run that goes on from a checkpoint sets `monitor.t` to its steps so far before it enters. data:
-    what the closure's data are, as each row says. Each row also says whether a penalty is in the loss: under a
-    `Proximal` it is not; otherwise `penalty` says it. loggers: a TensorBoard `SummaryWriter`, a Weights & Biases run,
-    the `mlflow` module, or a function of a row; None takes what is active of the last two. allowance: seconds of
-    probes that a short run may take beside the budget, at steps a tenth apart, to have something to tell of it.
+    survive a kill. A run that goes on from a checkpoint sets `monitor.t` to its steps so far before it enters; one that
+    begins is refused a folder whose run has ended. data: what the closure's data are, as each row says. Each row also
+    says whether a penalty is in the loss: under a `Proximal` it is not; otherwise `penalty` says it. loggers: a
+    TensorBoard `SummaryWriter`, a Weights & Biases run, the `mlflow` module, or a function of a row; None takes what is
+    active of the last two. allowance: seconds of probes that a short run may take beside the budget, at steps a tenth
+    apart, to have something to tell of it.
 
     Under data parallelism every rank makes a Monitor alike, with `mean_over_ranks(closure, model)`, of the loss over
     all ranks' data. The first rank decides when, by its clock, and writes the folder and the loggers; the rows of
@@ -77,7 +79,7 @@ class Monitor:
     A probe that fails leaves a row with the reason, and the run goes on; after three in a row it is not tried again.
     `rows`, `spent` (seconds; `slowed` of them by what steps after a probe take longer than others), `skipped` (steps
     not measured, by kind) and `str()` tell what was done; `findings` say it in words, and `report` writes a page.
-    Raises TypeError or ValueError, in one sentence, for an argument that cannot be.
+    It is entered once. Raises TypeError or ValueError, in one sentence, for an argument that cannot be.
 
     >>> w = torch.nn.Parameter(torch.tensor([0.25]))
     >>> optimizer = torch.optim.SGD([w], lr=0.5)
@@ -91,7 +93,7 @@ class Monitor:
 
     def __init__(
         self,
-        model: torch.nn.Module | torch.Tensor,
+        model: torch.nn.Module | torch.Tensor | Sequence[torch.Tensor],
         optimizer: Optimizer,
         closure: Callable[[], torch.Tensor],
         *,
@@ -103,6 +105,9 @@ class Monitor:
         loggers: Sequence[Any] | None = None,
         allowance: float = 1.0,
     ) -> None:
+        several = model if isinstance(model, (list, tuple)) and model else [model]
+        if not all(isinstance(part, (torch.nn.Module, torch.Tensor)) for part in several):
+            raise TypeError(f"Monitor: model must be a module or a list of parameters, not {type(model).__name__}.")
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"Monitor: optimizer must be a torch optimiser, not {type(optimizer).__name__}.")
         if not callable(closure):
@@ -141,6 +146,7 @@ class Monitor:
         self._sinks: list[Sink] = sink(loggers) if leads else []
         self.folder = None if folder is None or not leads else Path(folder)
         self._file: Any = None
+        self._over = False  # the folder holds the rows of a run that has ended
         with contextlib.nullcontext() if self._ranks is None else self._ranks.together("Monitor"):
             self._open(folder)
 
@@ -149,12 +155,20 @@ class Monitor:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._file = open_rows(self.folder)
+                self._over = self._file.seek(0, os.SEEK_END) > 0 and (self.folder / "run.json").exists()
             except OSError as error:
                 raise ValueError(f"Monitor: the folder {folder} cannot be written ({error.strerror}).") from None
 
     # --- where it listens --------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Monitor:
+        with contextlib.nullcontext() if self._ranks is None else self._ranks.together("Monitor"):
+            if self._over and not self.t:
+                self._close()
+                raise ValueError(
+                    f"Monitor: {self.folder} holds a run already; name another folder, or set `monitor.t` to the steps "
+                    "so far where that run goes on."
+                )
         self.begin()
         self._hooks = [
             self.optimizer.register_step_pre_hook(lambda *_: self.before()),
@@ -167,6 +181,8 @@ class Monitor:
 
     def begin(self) -> None:
         """Start the clock, without hooks: for one who calls `before` and `after` each step himself."""
+        if self._began:
+            raise ValueError("Monitor: this one has been entered already; make another for the steps to come.")
         self._began, self._clock, self._first = time.perf_counter(), time.time(), self.t
 
     def end(self) -> None:

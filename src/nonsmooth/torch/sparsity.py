@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from nonsmooth.ledger import short
@@ -198,27 +200,31 @@ class TargetSparsity:
             if value not in choices:
                 raise ValueError(f"TargetSparsity: {name} must be {choices[0]!r} or {choices[1]!r}, not {value!r}.")
         for name, number in (("steps", steps), ("every", every)):
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
                 raise ValueError(f"TargetSparsity: {name} must be a whole number above 0, not {number!r}.")
         for name, part in (("warmup", warmup), ("ramp", ramp), ("freeze", freeze)):
-            if not 0 <= part <= 1:
+            if not (_is_number(part) and 0 <= part <= 1):
                 raise ValueError(f"TargetSparsity: {name} is a part of the training, from 0 to 1, not {part!r}.")
         if warmup + ramp > 1:
             raise ValueError(
                 f"TargetSparsity: warmup + ramp = {warmup + ramp:g} is above 1 and leaves nothing to hold."
             )
-        if not (len(limits) == 2 and 0 < limits[0] < limits[1] < math.inf):
+        pair = isinstance(limits, Sequence) and len(limits) == 2 and all(map(_is_number, limits))
+        if not (pair and 0 < limits[0] < limits[1] < math.inf):
             raise ValueError(f"TargetSparsity: limits must be two numbers 0 < low < high, not {limits!r}.")
-        self.optimizer, self.steps, self.by, self.of = optimizer, steps, by, of
-        self.warmup, self.ramp, self.freeze, self.every, self.limits = warmup, ramp, freeze, every, tuple(limits)
+        self.optimizer, self.steps, self.every, self.by, self.of = optimizer, int(steps), int(every), by, of
+        self.warmup, self.ramp, self.freeze = float(warmup), float(ramp), float(freeze)
+        self.limits = (float(limits[0]), float(limits[1]))
         units = self._units()
         if not units:
             raise ValueError("TargetSparsity: no penalty has a λ to move.")
-        self.wanted = [density] * len(units) if isinstance(density, (int, float)) else list(density)
+        asked: Any = _plain(density)
+        several = isinstance(asked, Iterable) and not isinstance(asked, str)
+        self.wanted: list[float] = [*map(_plain, asked)] if several else [asked] * len(units)
         if len(self.wanted) != len(units):
             raise ValueError(f"TargetSparsity: density names {len(self.wanted)} targets for {len(units)} to control.")
         for wanted in self.wanted:
-            if not (isinstance(wanted, (int, float)) and 0 < wanted <= 1):
+            if not (_is_number(wanted) and 0 < wanted <= 1):
                 raise ValueError(f"TargetSparsity: density must be a number in (0, 1], not {wanted!r}.")
         for unit in units:
             for _, entry in unit:
@@ -328,11 +334,13 @@ def lam_path(
     """Train along λ₁, λ₂, … in their order, each from the state that the last one ended in (None for the first).
 
     train(lam, state) is yours: it starts from state, and returns {"state": where it ended, "density": …, any metrics}.
+    NumPy's numbers, and tensors of one, come back as Python's.
     With `best`, a metric of which more is better, the states that are kept are those of rows that no other row beats in
     it at the same density or less: the accuracy–density front. With a `folder`, each λ is written there when it is done
     (by torch.save, plain data and tensors), and read back instead of trained when the path is run again.
 
-    Raises ValueError where train returns no "state", or the folder holds the path of other λ.
+    Raises ValueError, before it trains, for a λ that is negative or no number; where train returns no "state", or what
+    a folder cannot hold; and where the folder holds the path of other λ.
 
     >>> def train(lam, state):  # one proximal step on ½(w − 1)² from where the last λ ended
     ...     w = max(1.0 - lam, 0.0)
@@ -341,9 +349,11 @@ def lam_path(
     >>> path.rows
     ({'lam': 0.5, 'density': 1.0, 'start': None}, {'lam': 2.0, 'density': 0.0, 'start': 0.5})
     """
+    if not isinstance(lams, Iterable):
+        raise TypeError(f"lam_path: lams must be a list of λ, not {type(lams).__name__}.")
     rows: list[dict[str, Any]] = []
     states: list[Any] = []
-    for k, lam in enumerate(lams):
+    for k, lam in enumerate([strength("lam_path", lam) for lam in lams]):
         file = Path(folder) / f"{k:03d}.pt" if folder is not None else None
         if file is not None and file.exists():
             done = _kept(file)
@@ -355,18 +365,34 @@ def lam_path(
             found = train(lam, states[-1] if states else None)
             if not isinstance(found, dict) or "state" not in found:
                 raise ValueError('lam_path: train must return a dictionary with a "state" to start the next λ from.')
-            done = {"row": {"lam": lam, **{k: v for k, v in found.items() if k != "state"}}, "state": found["state"]}
-            if best is not None and not {best, "density"} <= done["row"].keys():
-                raise ValueError(f'lam_path: with best={best!r}, train must return "density" and {best!r}.')
+            metrics = {name: _plain(value) for name, value in found.items() if name != "state"}
+            done = {"row": {"lam": lam, **metrics}, "state": found["state"]}
+            if best is not None and not all(_is_number(metrics.get(name)) for name in (best, "density")):
+                raise ValueError(f'lam_path: with best={best!r}, train must return "density" and {best!r}, as numbers.')
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(done, file.with_suffix(".part"))
-                file.with_suffix(".part").replace(file)
+                _keep(file, done)
         rows.append(done["row"])
         states.append(done["state"])
     if best is not None:
         states = [s if not any(_beats(b, a, best) for b in rows) else None for a, s in zip(rows, states, strict=True)]
     return LamPath(tuple(rows), tuple(states))
+
+
+def _keep(file: Path, done: dict[str, Any]) -> None:
+    """Write what a λ gave, whole or not at all, once it can be read back."""
+    part = file.with_suffix(".part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.save(done, part)
+        torch.load(part, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch and pickle raise many kinds
+        part.unlink(missing_ok=True)
+        raise ValueError(
+            f"lam_path: what train returned cannot be kept in a folder ({short(error)}); return plain data and tensors."
+        ) from error
+    part.replace(file)
 
 
 def _kept(file: Path) -> dict[str, Any]:
@@ -400,6 +426,9 @@ class Refit:
 
     def __init__(self, optimizer: Proximal) -> None:
         _need_proximal("refit", optimizer)
+        hooks = optimizer._optimizer_step_post_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), Refit) for hook in hooks):
+            raise ValueError("refit: one of this optimiser is on already; end it first.")
         self.zeros = [(p, local(p.detach()) == 0) for p, _, _ in optimizer.penalised()]
         self.optimizer = optimizer
         for _, entry in optimizer.entries():
@@ -437,7 +466,7 @@ def refit(optimizer: Proximal) -> Refit:
     the λ of all penalties are 0 until `remove`, or the end of a `with` block. Constraints, such as NonNegative, stay.
     The optimiser goes on from its memory; weight decay is part of f. `LambdaLam` then changes what λ will be after the
     refit, `TargetSparsity` waits, `set_lam` raises. A state that was saved inside a refit says so: loaded, its λ are 0,
-    and `refit` is to be called again, for the masks.
+    and `refit` is to be called again, for the masks. Raises ValueError while another refit of the optimiser is on.
 
     >>> w, y = torch.nn.Parameter(torch.tensor([2.0, 0.0])), torch.tensor([3.0, 0.5])
     >>> optimizer = Proximal(torch.optim.SGD([w], lr=1.0), GroupLasso(1.0))
@@ -448,6 +477,15 @@ def refit(optimizer: Proximal) -> Refit:
     [3.0, 0.0]
     """
     return Refit(optimizer)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's, or a tensor of one number, as Python's own; anything else as it is."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0 else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _need_proximal(who: str, optimizer: Any) -> None:

@@ -395,6 +395,8 @@ def _number(loss: Any) -> float:
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise ValueError(f"what_if: a closure must return the loss, a scalar tensor, not {what}.")
+    if loss.is_complex():
+        raise ValueError("what_if: the loss is complex; return a real one, such as its .real or .abs().")
     return float(loss.detach())
 
 

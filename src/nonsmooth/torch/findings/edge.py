@@ -138,8 +138,8 @@ def _stability(record: Record) -> Iterator[Finding]:
             "edge-of-stability",
             "note",
             f"{title}, but in weights that have hardly had a gradient so far.",
-            why="An adaptive optimiser's steps are long where the mean of g² is near 0, as behind units that were dead: "
-            "the ratio is of these weights, and not of the others.",
+            why="An adaptive optimiser's steps are long where the mean of g² is near 0, as behind units that were "
+            "dead: the ratio is of these weights, and not of the others.",
             do="Judge the learning rate by the loss. A larger eps bounds such steps; that was not tried here.",
             **told,
         )

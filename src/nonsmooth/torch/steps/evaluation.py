@@ -51,6 +51,8 @@ def named(who: str, params: Any) -> tuple[list[str], list[torch.Tensor]]:
         pairs = [pairs]
     listed = [(p if isinstance(p, tuple) else (str(i), p)) for i, p in enumerate(pairs)]
     kept = [(str(name).replace("_orig_mod.", ""), p) for name, p in listed if p.requires_grad]
+    if any(p.is_complex() for _, p in kept):
+        raise ValueError(f"{who}: complex parameters cannot be measured; split them into real and imaginary ones.")
     if not kept or not all(p.is_leaf and p.is_floating_point() for _, p in kept):
         raise ValueError(f"{who}: params must hold at least one parameter, a leaf that requires a gradient.")
     need_whole(who, [p for _, p in kept])
@@ -63,6 +65,8 @@ def gradient_of(who: str, loss: torch.Tensor, ps: list[torch.Tensor], unused: bo
         if unused:
             return [torch.zeros_like(p) for p in ps]
         raise ValueError(f"{who}: the loss has no graph; the closure must compute it from the parameters.")
+    if loss.is_complex():
+        raise ValueError(f"{who}: the loss is complex; return a real one, such as its .real or .abs().")
     if recomputes(loss):
         raise ValueError(
             f"{who}: reentrant activation checkpoints put their gradient into .grad alone; measure a closure "
