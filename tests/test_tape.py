@@ -19,7 +19,8 @@ from apart import apart
 from nonsmooth.torch import capture as module
 from nonsmooth.torch import tape as tapes
 from nonsmooth.torch.capture import Capture, Heard
-from nonsmooth.torch.tape import Program, Tape, place, tensors_in
+from nonsmooth.torch.program import Program, place, tensors_in
+from nonsmooth.torch.tape import Tape
 
 rejected = pytest.raises(AssertionError)
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

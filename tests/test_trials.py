@@ -12,7 +12,7 @@ from nonsmooth.penalties import L1
 from nonsmooth.torch import Proximal
 from nonsmooth.torch.batches import Batch
 from nonsmooth.torch.l1_audit import Chatter, PenaltyTerm
-from nonsmooth.torch.tape import Program
+from nonsmooth.torch.program import Program
 from nonsmooth.torch.trials import Trials
 
 

@@ -29,8 +29,8 @@ from nonsmooth.torch.l1_audit import PenaltyTerm
 from nonsmooth.torch.monitor import Monitor
 from nonsmooth.torch.penalty_terms import detached_terms, penalty_terms, proximal_terms
 from nonsmooth.torch.probes import quietly
+from nonsmooth.torch.program import Program
 from nonsmooth.torch.selection import eagerly
-from nonsmooth.torch.tape import Program
 from nonsmooth.torch.trials import Trials
 from nonsmooth.torch.undisturbed import undisturbed
 

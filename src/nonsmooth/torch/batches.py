@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from nonsmooth.torch.l1_audit import PenaltyTerm, find_sign_in_grad
+from nonsmooth.torch.program import Program
 from nonsmooth.torch.selection import eagerly
 from nonsmooth.torch.steps.evaluation import dot, flat, kept, norm, put
-from nonsmooth.torch.tape import Program
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["CLOSE", "Agreement", "Batch", "agreement"]

@@ -24,8 +24,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
+from nonsmooth.torch.program import Program
 from nonsmooth.torch.steps.evaluation import SameRandomNumbers
-from nonsmooth.torch.tape import Program, Tape
+from nonsmooth.torch.tape import Tape
 
 __all__ = ["Capture", "Heard"]
 

@@ -11,8 +11,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from nonsmooth.torch.l1_audit import PenaltyTerm
+from nonsmooth.torch.program import place
 from nonsmooth.torch.selection import eagerly
-from nonsmooth.torch.tape import KEEPS, Detached, is_absolute, place
+from nonsmooth.torch.tape import KEEPS, Detached, is_absolute
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["detached_terms", "penalty_terms", "proximal_terms"]

@@ -35,7 +35,7 @@ class Trials:
     before the last tenth of the run is not used, and a continuation is watched instead. `lacking` says what could not
     be tried, and why.
 
-    >>> from nonsmooth.torch.tape import Program
+    >>> from nonsmooth.torch.program import Program
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
     >>> trials = Trials(torch.optim.SGD([w], lr=0.1), {"w": w}, [Batch([Program((), w)], 3)], 16, 1e-3, 1.0)
     >>> [row["name"] for row in trials.changes(())][:2]
