@@ -58,7 +58,7 @@ def _largest(record: Record) -> Iterator[Finding]:
     evidence = f"{trial.told(f'the learning rate {say(largest)}')} "
     over = f"over {steps:g} steps" if steps else "over its steps"
     evidence += f"Stable: {over} the loss neither becomes non-finite nor ends more than a tenth of |f| above where it "
-    evidence += f"began. {note}. " if note else "began. "
+    evidence += f"began. {note[0].upper()}{note[1:]}. " if note else "began. "
     evidence += "Stable there is not stable everywhere: the curvature differs along the run."
     told: dict[str, Any] = {"number": ratio, "unit": "of the present learning rate"}
     if note.startswith("no stable lr") or trial.row.get("diverged") is True:
