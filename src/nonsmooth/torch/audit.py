@@ -259,8 +259,9 @@ class Audit:
             self._why = heard.why or self._why
             return
         try:
-            with quietly(), undisturbed():
-                heard.programs = [program.of({id(p) for p in named.values()}) for program in heard.programs]
+            held = {id(p) for p in named.values()}
+            with quietly():
+                heard.programs = [program.of(held) for program in heard.programs]
         except Exception as error:  # what another model met when it was called again
             self._why = f"{type(error).__name__}: {error}"
             return

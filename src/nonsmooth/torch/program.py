@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nonsmooth.torch.steps.evaluation import SameRandomNumbers
+from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["Program", "Slot", "place", "tensors_in"]
 
@@ -126,7 +127,7 @@ class Program:
         needed = {n for entry in kept for n in entry.needs} - live
         if not kept or not needed:
             return self
-        with torch.no_grad():
+        with undisturbed(), torch.no_grad():
             made = replace(self, entries=rest).run()
         return replace(self, entries=kept, starts={n: made[n] for n in needed})
 

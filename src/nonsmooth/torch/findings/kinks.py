@@ -218,9 +218,14 @@ def _flips(record: Record) -> Iterator[Finding]:
         )
 
 
-def _dead(record: Record) -> Iterator[Finding]:
+def _off(record: Record) -> dict[str, float]:
+    """The layers that are dead as a whole, and the share of their units that are on."""
     layers = _layers(record.steps, "active_by_layer")
-    off = {layer: late for layer, values in layers.items() if (late := max(last_third(values))) <= DEAD}
+    return {layer: late for layer, values in layers.items() if (late := max(last_third(values))) <= DEAD}
+
+
+def _dead(record: Record) -> Iterator[Finding]:
+    layers, off = _layers(record.steps, "active_by_layer"), _off(record)
     if not off:
         return
     rows = last_third(record.steps)
@@ -243,7 +248,7 @@ def _dead(record: Record) -> Iterator[Finding]:
 
 def _silent(record: Record) -> Iterator[Finding]:
     """Of layers that are not dead as a whole."""
-    dead = {layer for layer, on in _layers(record.steps, "active_by_layer").items() if max(last_third(on)) <= DEAD}
+    dead = _off(record)
     layers = {layer: min(last_third(off)) for layer, off in _layers(record.steps, "silent_by_layer").items()}
     off = Counter({layer: least for layer, least in layers.items() if least >= SILENT and layer not in dead})
     if not off:
