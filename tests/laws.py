@@ -46,6 +46,7 @@ from nonsmooth.penalties import (
     SparseGroupLasso,
     SquaredL2,
 )
+from nonsmooth.penalties.constraints import Constraint
 from zoo import Library
 
 ROUNDINGS = 16
@@ -114,6 +115,12 @@ def elsewhere(g: Penalty, x: np.ndarray, p: np.ndarray) -> Iterator[np.ndarray]:
         yield q
     for z in np.random.default_rng(0).standard_normal((20, *x.shape)):
         yield np.where(g.prox(z, 1.0) == 0, 0.0, x)
+
+
+def at_rest(g: Penalty, x: np.ndarray, t: Any) -> None:
+    """At t = 0 the prox is x where g is finite; off its set, of which x/t says nothing, it is that of equal steps."""
+    expected = g.prox(x, 1.0) if isinstance(g, Constraint) else x
+    assert apart(g.prox(x, t), expected) <= eps(x) * size(x)
 
 
 def firmly_non_expansive(g: Penalty, x: np.ndarray, z: np.ndarray, t: Any) -> None:

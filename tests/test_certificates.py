@@ -18,12 +18,16 @@ from nonsmooth.penalties import (
     L0,
     L1,
     MCP,
+    NM,
     SCAD,
     Box,
     ElasticNet,
     GroupLasso,
     LHalf,
     NonNegative,
+    NuclearNorm,
+    Simplex,
+    SmoothedL1,
     SparseGroupLasso,
     SquaredL2,
 )
@@ -35,6 +39,7 @@ from nonsmooth.torch import (
     duality_gap,
     kkt,
     prox_residual,
+    refit,
     stationary_lam,
 )
 
@@ -273,6 +278,127 @@ def test_the_table_reads():
     assert not table.holds and "does not hold" in str(table) and "\n  1.weight" in str(table)
     optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=0.1), L0(1.0), params=[model[1].weight])
     assert " –  " in str(kkt(optimizer, lambda: model(torch.ones(1, 3)).sum()))
+
+
+ACTIVE = {
+    "L1": L1(0.75),
+    "weighted L1": L1(0.5, weights=np.linspace(0, 2, 8).reshape(2, 4)),
+    "ridge": SquaredL2(0.75),
+    "elastic net": ElasticNet(0.75, ridge=0.5),
+    "smoothed L1": SmoothedL1(0.75, delta=0.5),
+    "groups": GroupLasso(1.5),
+    "sparse groups": SparseGroupLasso(0.25, group_lam=0.5),
+    "MCP": MCP(0.5, gamma=3.0),
+    "SCAD": SCAD(0.5),
+    "L0": L0(0.3),
+    "L half": LHalf(0.5),
+    "box": Box(-0.3, 0.7),
+    "at least 0": NonNegative(),
+    "simplex": Simplex(0.7),
+    "2:4": NM(2, 4),
+    "nuclear norm": NuclearNorm(1.0),
+}
+INACTIVE = {  # g has no slope at the solution, so that ∇f vanishes there
+    "MCP, large": MCP(0.3, gamma=2.0),
+    "SCAD, large": SCAD(0.2),
+    "L0, large": L0(0.01),
+    "λ = 0": L1(0.0),
+    "wide box": Box(-9.0, 9.0),
+    "above 0": NonNegative(),
+    "sum as it is": Simplex(8.2),
+    "2:4 as it is": NM(2, 4),
+}
+TARGETS = [[2.0, -1.0, 0.5, -1.5], [-0.2, 0.1, 1.0, 0.3]], [[2.0, 0.5, 1.2, 0.5], [0.5, 1.5, 0.5, 1.5]]
+SOLVED = {
+    "SGD": (torch.optim.SGD, {"lr": 0.7}, 40, 0.97),
+    "Adam": (torch.optim.Adam, {"lr": 0.3, "betas": (0.0, 0.9)}, 160, 0.96),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tol", "away"),
+    [
+        *((name, dtype, 1e-3, 1e-2) for name in SOLVED for dtype in (torch.float32, torch.float64)),
+        ("SGD", torch.bfloat16, 0.05, 0.3),
+    ],
+)
+def test_kkt_holds_where_proximal_ends_and_not_beside_it(name, dtype, tol, away):
+    kind, options, steps, falls = SOLVED[name]
+    zoo = [(g, target) for table, target in zip((ACTIVE, INACTIVE), TARGETS, strict=True) for g in table.values()]
+    zoo = [(g, target) for g, target in zoo if kind is torch.optim.SGD or not g.one_step]
+    targets = torch.tensor([target for _, target in zoo], dtype=dtype)
+    targets[[isinstance(g, NM) for g, _ in zoo]] *= torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=dtype)
+    model = torch.nn.ParameterDict({str(i): 0.9 * target for i, target in enumerate(targets)})
+    params = list(model.values())
+    optimizer = Proximal(kind(params, **options), [(g, [w]) for (g, _), w in zip(zoo, params, strict=True)])
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, falls)
+
+    def loss():
+        off = torch.stack(params) - targets
+        return 0.5 * off.square().sum() + 0.025 * off.sum((1, 2)).square().sum()
+
+    for _ in range(steps):
+        for w, slope in zip(params, torch.autograd.grad(loss(), params), strict=True):
+            w.grad = slope
+        optimizer.step()
+        schedule.step()
+    table = kkt(optimizer, loss, tol, model=model)
+    assert len(table.rows) == len(zoo) and table.holds, str(table)
+    assert all(row.stuck == 0 for row in table.rows) and sum(row.zero for row in table.rows) > 20
+    with torch.no_grad():
+        for w in params:
+            w += away
+    rows = kkt(optimizer, loss, tol).rows
+    assert not [row for row in rows if row.distance <= tol * row.scale]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("penalty", [Box(-0.1, 0.1), Simplex(0.7), NuclearNorm(0.2)])
+def test_bounds_sums_and_ranks_are_asked_in_the_parameter_s_own_precision(penalty, dtype):
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[2:] = torch.outer(torch.arange(1.0, 5), x[0])  # of rank 2
+    w = penalty.prox(x, 1.0).to(dtype)
+    v = (x - penalty.prox(x, 1.0)).to(torch.float64)
+    found = penalty.subdiff_distance(w, v)
+    assert found.dtype == torch.float64 and found.max() <= torch.finfo(dtype).eps
+    assert penalty.subdiff_distance(w.double(), v).max() > 0.01  # the mutant that lets float64 decide
+
+
+def test_the_scale_is_no_looser_than_it_must_be():
+    """λ for MCP, the change of ∂f with w for a constraint; other penalties have |∂f| alone, however small."""
+    scale = lambda w, penalty, h: row_of(w, penalty, lambda w: lambda: 0.5 * h * (w - 1).square().sum()).scale  # noqa: E731
+    assert scale([1.0], MCP(0.25, gamma=2.0), 8.0) == 0.25
+    assert 4 < scale(np.ones(50), Box(-2, 2), 8.0) <= 8.0 + 1e-6  # h|w| for a share of all of it
+    assert scale(np.ones(50), Box(-2, 2), 8e-6) <= 8e-6 + 1e-12
+    assert scale([1.01], L1(10.0), 1.0) == pytest.approx(0.01)
+
+
+def test_within_a_refit_f_is_of_the_weights_that_are_kept():
+    X, y = problem()
+    w, optimizer = held(np.zeros(8), L1(0.3))
+    closure = least_squares(X, y, w)
+    train(w, optimizer, closure, 400)
+    with refit(optimizer):
+        assert not kkt(optimizer, closure).holds
+        train(w, optimizer, closure, 800)
+        row = kkt(optimizer, closure).rows[0]
+        assert kkt(optimizer, closure, 1e-9).holds and row.zero == int((w == 0).sum()) > 0 == row.stuck
+        assert prox_residual(optimizer, closure).value < 1e-9
+    assert not kkt(optimizer, closure).holds and prox_residual(optimizer, closure).value > 0.1
+
+
+class Wrapped:
+    """As accelerate's: the optimiser is one of its attributes."""
+
+    def __init__(self, optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_a_wrapper_is_looked_through():
+    w, optimizer = held([1.0], L1(0.5), torch.optim.AdamW, weight_decay=0.1)
+    train(w, optimizer, lambda: w.square().sum(), 1)
+    for certificate in CERTIFICATES.values():
+        assert certificate(Wrapped(optimizer), w.sum) == certificate(optimizer, w.sum)
 
 
 # ── decoupled decay ─────────────────────────────────────────────────────────────────────────────────────────────────

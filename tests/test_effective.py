@@ -404,6 +404,8 @@ def test_a_registered_optimiser_works():
     optimizer.step()
     assert p.tolist() == pytest.approx([1.0 - 0.1 - 0.05, 0.0], rel=1e-12)
     assert effective_step(optimizer.optimizer, p) == pytest.approx(0.1)
+    optimizer.param_groups[0]["lr"] = -5e-18  # what a schedule's rounding leaves of 0
+    assert effective_step(optimizer.optimizer, p) == 2.5e-18
 
 
 @pytest.mark.usefixtures("registered")

@@ -64,6 +64,15 @@ def test_the_comparison_rejects_a_newton_that_stops_early(monkeypatch):
         law(GroupLasso(0.8), (7, 5), torch.float64, "decades")
 
 
+def test_a_norm_that_overflows_or_underflows_takes_no_group_away():
+    """In float32 the square of 1e25 is infinite and that of 1e-25 is 0."""
+    x = torch.tensor([[1e25, -1e25], [1e-25, 0.0], [3.0, 4.0]])
+    for lam, expected in ((1.0, [[1e25, -1e25], [0.0, 0.0], [2.4, 3.2]]), (0.0, x.tolist())):
+        p = x.clone()
+        assert module.group_prox_(p, GroupLasso(lam), Reading(identity, (1.0,)))
+        torch.testing.assert_close(p, torch.tensor(expected), rtol=1e-6, atol=0)
+
+
 def test_a_dead_group_is_exactly_zero_and_labels_and_infinities_are_left_to_the_penalty():
     x = torch.tensor([[1e-3, -1e-3], [3.0, 4.0]])
     p = x.clone()

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from nonsmooth.penalties import L1, MCP, Box, ElasticNet, GroupLasso, NonNegative, Penalty
 from nonsmooth.torch import Proximal, effective_step
 from nonsmooth.torch import kernels as module
+from nonsmooth.torch.effective import table_of
 from test_proximal_torch import OPTIMISERS, Make, advance, bits, gradient, points, snapshot, through_a_file
 
 rejected = pytest.raises(AssertionError)
@@ -257,6 +258,16 @@ def test_the_comparison_rejects_a_wrong_pass(mutant, counted, monkeypatch):
     monkeypatch.setitem(module.WHOLE, read, wrong(formula, numbers, change))
     with rejected:
         one_pass_equals_two(WHOLE[name], L1(0.1), torch.float64)
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adamw"])
+def test_a_rate_that_rounds_below_0_counts_by_its_size(name):
+    optimizer = WHOLE[name]([Parameter(torch.ones(1))])
+    _, numbers, _ = module.WHOLE[table_of(optimizer).read]
+    found = []
+    for lr in (-5e-18, 5e-18):
+        found.append(numbers({**optimizer.param_groups[0], "lr": lr}, {"step": torch.tensor(3.0)}, 4.0))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])

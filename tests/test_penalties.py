@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from laws import (
+    at_rest,
     certificate_is_the_descent,
     certificate_law,
     distance_attained,
@@ -35,6 +36,7 @@ from nonsmooth.penalties import (
     SquaredL2,
     shrink,
 )
+from nonsmooth.penalties.constraints import Constraint
 from zoo import LIBRARIES, PENALTIES, over, points, steps
 
 
@@ -172,6 +174,19 @@ class LargestInTheWrongMetric(NM):
         return super().prox(x, 1.0)
 
 
+class DividesByTheRoot(NM):
+    """Level at t = 0, where it keeps the first of each group."""
+
+    def prox(self, x, t):
+        cost = abs(x) / np.sqrt(t)
+        return np.where(np.argsort(np.argsort(-cost, kind="stable")) < self.n, x, 0.0)
+
+
+class StandsStill(NM):
+    def prox(self, x, t):
+        return x if np.all(t == 0) else super().prox(x, t)
+
+
 class KeepsOneMore(NM):
     def value(self, x):
         return NM(self.n, self.m).value(x)
@@ -215,6 +230,21 @@ def test_no_other_prox_is(g, shape):
     with rejected:
         for x, z in pairs:
             firmly_non_expansive(g, x, z, 0.5)
+
+
+@each
+def test_where_nothing_moves(g, shape):
+    """At t = 0, which a schedule may start from, a finite g leaves x, and a set has the projection of equal steps."""
+    for x, t in product(points(shape), (0.0, np.zeros(shape))):
+        at_rest(g, x, t)
+
+
+@those(lambda g: isinstance(g, Constraint))
+def test_a_projection_knows_no_factor_of_the_steps(g, shape):
+    for x, t in product(points(shape), steps(shape)):
+        np.testing.assert_array_equal(g.prox(x, t), g.prox(x, 2.0**-70 * t))
+        standing = t * (np.arange(x.size).reshape(shape) % 2)
+        np.testing.assert_allclose(g.prox(x, standing), g.prox(x, np.maximum(standing, 1e-30)), rtol=1e-9, atol=1e-12)
 
 
 X, UNEQUAL = np.array([[3.0, -2.0], [0.5, 0.25]]), np.array([[0.5, 2.0], [1.0, 4.0]])
@@ -274,6 +304,12 @@ def test_wrong_maps_are_right_where_they_are():
 def test_a_jump_is_not_non_expansive():
     with rejected:
         firmly_non_expansive(HardThreshold(1.0), np.array([1.0001]), np.array([0.9999]), 1.0)
+
+
+@pytest.mark.parametrize("mutant", [DividesByTheRoot(), StandsStill()], **by_type)
+def test_a_wrong_rest_is_rejected(mutant):
+    with rejected, np.errstate(all="ignore"):
+        at_rest(mutant, FOUR[::-1], 0.0)
 
 
 # ── value, gradient, certificate ────────────────────────────────────────────────────────────────────────────────────

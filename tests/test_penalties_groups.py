@@ -34,6 +34,19 @@ def test_labels_and_dimension_name_the_same_groups():
     np.testing.assert_allclose(by_label.value(x.ravel()), by_dim.value(x), rtol=1e-14)
 
 
+def test_many_groups_cost_what_their_coordinates_do():
+    """What is built for a sum over groups holds each coordinate once, and not once for each group."""
+    g = GroupLasso(1.0, groups=[9 * int(k) - 4 for k in np.random.default_rng(0).integers(0, 3000, 9000)])
+    labels = g.groups
+    by_size, place = groups._members(labels)
+    assert sorted(np.concatenate([rows.ravel() for rows in by_size])) == list(range(9000))
+    assert place.shape == (9000,)
+    assert all(len({labels[i] for i in row}) == 1 for rows in by_size for row in rows)
+    x = np.random.default_rng(1).standard_normal(9000)
+    slow = np.sqrt(np.bincount(labels, x * x))[np.array(labels)]
+    np.testing.assert_allclose(g.norms(x), slow, rtol=1e-14)
+
+
 def test_scale_by_size_is_a_larger_lam():
     x = np.array([[3.0, 4.0, 0.0, 12.0]])
     assert GroupLasso(0.5, scale_by_size=True).value(x) == GroupLasso(1.0).value(x) == 13.0

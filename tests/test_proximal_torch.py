@@ -35,8 +35,9 @@ from nonsmooth.penalties import (
     SparseGroupLasso,
 )
 from nonsmooth.rules import Cosine
-from nonsmooth.torch import LambdaLam, Proximal, effective_step, weights
+from nonsmooth.torch import LambdaLam, Proximal, effective_step, refit, weights
 from nonsmooth.torch import kernels as module
+from nonsmooth.torch.effective import identity, over_root
 from zoo import over
 
 Make = Callable[[Any], optim.Optimizer]
@@ -176,6 +177,26 @@ def test_each_parameter_comes_under_its_own_penalty():
     assert not optimizer.penalty_value().requires_grad
 
 
+def test_the_value_is_summed_in_float32_at_least():
+    w = Parameter(torch.full((1 << 17,), 2.0, dtype=torch.float16))  # a sum beyond what float16 holds
+    assert Proximal(sgd(w), L1(0.5)).penalty_value() == 2.0**17
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        pytest.param(torch.nn.utils.weight_norm, id="deprecated", marks=pytest.mark.filterwarnings("ignore")),
+    ],
+)
+def test_weights_leaves_magnitudes_and_unshared_tables_out(norm):
+    table, head = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 5)
+    model = torch.nn.ModuleList([norm(torch.nn.Linear(3, 2)), table, torch.nn.EmbeddingBag(5, 4), head])
+    assert [tuple(p.shape) for p in weights(model)] == [(2, 3), (5, 4)]
+    head.weight = table.weight  # tied: its softmax gives each row a gradient
+    assert weights(model)[-1] is table.weight
+
+
 def test_weights_leaves_biases_and_norms_out():
     shared = torch.nn.Linear(4, 4)
     model = torch.nn.Sequential(
@@ -231,6 +252,46 @@ def test_schedulers_work_on_it_and_on_what_it_wraps(make, schedule, on):
         advance(optimizer, range(10), scheduler or schedule(optimizer))
         ways.append(snapshot(optimizer))
     assert ways[0] == ways[1]
+
+
+def test_zeros_stay_where_the_rate_rounds_below_0():
+    """torch's own LinearLR ends at −5e-18; a zero's gradient then lifts it, and the prox must still take it back."""
+    p = Parameter(torch.tensor([0.0, 0.0, 3.0]))
+    optimizer = Proximal(optim.SGD([p], lr=0.1), L1(1.0))
+    schedule = LinearLR(optimizer, 1 / 3, 0.0, total_iters=100)
+    for _ in range(102):
+        p.grad = torch.tensor([0.5, -0.5, 0.1])
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] < 0
+    assert p[:2].tolist() == [0.0, 0.0] and p[2] != 0
+
+
+@pytest.mark.parametrize("make", over(OPTIMISERS))
+def test_no_optimiser_loses_a_zero_to_a_rate_below_0(make):
+    p = Parameter(torch.tensor([0.0, 0.0, 1.0]))
+    optimizer = Proximal(make([p]), L1(1.0))
+    for t in range(6):
+        optimizer.param_groups[0]["lr"] = 1e-3 if t < 3 else -5e-18
+        p.grad = torch.tensor([0.5, -0.5, 0.1])
+        optimizer.step()
+        assert p[:2].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("make", over(SOME))
+@pytest.mark.parametrize("penalty", [NM(2, 4), Simplex(4.0)], ids=repr)
+def test_a_rate_of_0_projects_as_a_small_one_does(make, penalty):
+    """As in the first step of a warm-up: in the metric of the optimiser, in which its lr is but a factor."""
+    ways = []
+    for lr in (0.0, 2.0**-60):
+        p = Parameter(torch.tensor([0.001, 3.0, 5.0, -4.0]))
+        optimizer = Proximal(make([p]), penalty)
+        optimizer.param_groups[0]["lr"] = lr
+        p.grad = torch.tensor([1.0, 1e-3, 1.0, 1.0])
+        optimizer.step()
+        ways.append(p.detach())
+    torch.testing.assert_close(*ways, rtol=1e-6, atol=1e-6)
+    assert bool(ways[0].isfinite().all()) and torch.equal(ways[0] == 0, ways[1] == 0)
 
 
 def test_the_response_follows_one_cycle():
@@ -345,7 +406,7 @@ def test_weights_of_an_l1_survive_the_file():
     optimizer.step()
     assert p.tolist() == [1.0, 0.75, 0.0]
     assert [g for _, g, _ in optimizer.penalised()] == [penalty]
-    labels = GroupLasso(0.5, groups=(3, 3, 5))
+    labels = GroupLasso(0.5, groups=(3, 3, 5), dim=np.int64(0), scale_by_size=np.bool_(False))
     optimizer = Proximal(optim.SGD([p], lr=0.5), labels)
     optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
     assert [g for _, g, _ in optimizer.penalised()] == [labels]
@@ -851,6 +912,37 @@ def test_prox_in_place_equals_the_penaltys_own(penalty, dtype):
     law()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [lambda x: x, torch.t], ids=["rows", "columns"])
+def test_weights_of_an_l1_are_steps_of_its_coordinates(dtype, layout, monkeypatch):
+    """Its prox at τ, be that a number or a tensor, is that of the bare L1 at τ ∘ w."""
+    monkeypatch.setattr(module, "BLOCK", 7)
+    generator, wide = torch.Generator().manual_seed(0), torch.promote_types(dtype, torch.float32)
+    x, w, v = (torch.randn(8, 5, generator=generator, dtype=torch.float64) for _ in range(3))
+    x, v, penalty = layout(x).to(dtype), layout(v * v).to(dtype), L1(0.5, weights=layout(w.abs()).numpy())
+    for reading in (module.Reading(identity, (0.7,)), module.Reading(over_root, (0.1, 0.5, 1e-2), (v,))):
+        p = x.clone()
+        module.prox_(p, penalty, reading)
+        expected = penalty.prox(x.to(wide), reading.value()).to(dtype)
+        torch.testing.assert_close(p, expected, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+        assert torch.equal(p == 0, expected == 0) and 0 < torch.count_nonzero(p) < p.numel()
+
+
+def test_weights_of_an_l1_are_converted_once():
+    """Into the parameter's precision; and anew where they were changed."""
+    p = Parameter(torch.ones(3))
+    optimizer = Proximal(optim.SGD([p], lr=0.5), L1(0.5, weights=[0.0, 1.0, 4.0]))
+    given = optimizer.param_groups[0]["proximal"][0]["penalty"]["weights"]
+    p.grad = torch.zeros(3)
+    optimizer.step()
+    made = module.CAST[given][1]
+    optimizer.step()
+    assert module.CAST[given][1] is made and made.dtype is torch.float32
+    given[0] = 2.0
+    optimizer.step()
+    assert p.tolist() == [0.5, 0.25, 0.0]
+
+
 # ── what it refuses ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -933,10 +1025,36 @@ def test_only_an_optimiser_can_be_wrapped(wrong):
 def test_it_is_not_wrapped_twice():
     with pytest.raises(TypeError, match=r"^Proximal: optimizer must be a torch optimiser, not Proximal"):
         Proximal(Proximal(sgd(), L1(0.1)), L1(0.1))
-    inner = sgd(HELD)
-    Proximal(inner, L1(0.1))
-    with pytest.raises(ValueError, match=r"^Proximal: the optimiser is under a Proximal already"):
-        Proximal(inner, L1(0.1))
+
+
+def test_wrapped_anew_the_bare_optimiser_has_the_new_penalties_alone():
+    """As when a notebook's cell is run again, or a Proximal's state was loaded into the bare optimiser."""
+    a, b = points()[:2]
+    inner = optim.SGD([a, b], lr=0.1)
+    Proximal(inner, L1(0.1), params=[a])
+    bare = optim.SGD([a, b], lr=0.1)
+    bare.load_state_dict(through_a_file(inner.state_dict()))
+    for optimizer in (inner, bare):
+        again = Proximal(optimizer, [(L1(0.2), [b]), (ElasticNet(0.3, 0.1), [a])])
+        assert [(g, p is a) for p, g, _ in again.penalised()] == [(L1(0.2), False), (ElasticNet(0.3, 0.1), True)]
+
+
+def test_penalties_that_would_be_lost_are_not_replaced():
+    a, b = points()[:2]
+    inner = optim.SGD([a, b], lr=0.1)
+    first = Proximal(inner, L1(0.1), params=[a])
+    said = r"^Proximal: the optimiser is under a Proximal already; use that one, or"
+    with pytest.raises(ValueError, match=said):
+        Proximal(inner, L1(0.2), params=[b])
+    with refit(first), pytest.raises(ValueError, match=said):
+        Proximal(inner, L1(0.2))
+    assert [(p is a, g) for p, g, _ in first.penalised()] == [(True, L1(0.1))]
+    with pytest.raises(ValueError, match="has no dimension 7"):
+        Proximal(inner, GroupLasso(0.1, dim=7), params=[a])
+    assert [type(g) for _, g, _ in first.penalised()] == [L1]
+    for group in inner.param_groups:
+        group.pop("proximal", None)  # as the sentence says
+    Proximal(inner, L1(0.2), params=[b])
 
 
 def test_each_parameter_is_a_point_of_its_own():

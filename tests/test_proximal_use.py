@@ -12,8 +12,8 @@ import torch
 from torch import nn, optim
 from torch.nn import Parameter
 
-from nonsmooth.penalties import L1, ElasticNet, GroupLasso, SparseGroupLasso
-from nonsmooth.torch import LambdaLam, Proximal, TargetSparsity, effective_step, kernels, kkt, refit
+from nonsmooth.penalties import L1, ElasticNet, GroupLasso, NuclearNorm, SparseGroupLasso
+from nonsmooth.torch import LambdaLam, Proximal, TargetSparsity, density, effective_step, kernels, kkt, refit
 
 Y = torch.tensor([3.0, 0.5])
 
@@ -79,6 +79,44 @@ def test_schedules_do_not_undo_a_refit():
         with pytest.raises(ValueError, match=r"^set_lam: a refit is on"):
             optimizer.set_lam(1.0)
     assert [e["lam"] for _, e in optimizer.entries()] == [61.0]
+
+
+def test_lambda_lam_begins_with_the_strength_that_a_refit_keeps():
+    _, optimizer = solved()
+    with refit(optimizer):
+        schedule = LambdaLam(optimizer, lambda t: 1.0 + t)
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2))]}, L1(2.0))
+        schedule.step()
+        again = LambdaLam(optimizer, lambda t: 1.0)
+    assert schedule.first == [1.0, 2.0] and again.first == [2.0, 4.0]
+    assert schedule.get_last_lam() == [2.0, 4.0]
+
+
+class Around(optim.Optimizer):
+    """As accelerate's: an optimiser that holds another."""
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_a_proximal_is_found_below_the_wrappers_of_other_libraries():
+    _, optimizer = solved()
+    around = Around(Around(optimizer))
+    assert density(around).value == 0.5
+    assert LambdaLam(around, lambda t: 2.0).get_last_lam() == [2.0]
+    assert TargetSparsity(around, 0.5, 10).lam == [2.0]
+    with refit(around):
+        assert optimizer.param_groups[0]["proximal"][0]["lam"] == 0.0
+    for act in (density, refit, lambda o: LambdaLam(o, lambda t: 1.0)):
+        with pytest.raises(TypeError, match="optimizer must be a Proximal, not Around"):
+            act(Around(optim.SGD([Parameter(torch.ones(1))], lr=0.1)))
+
+
+def test_a_low_rank_has_no_support_to_refit():
+    optimizer = Proximal(optim.SGD([Parameter(torch.eye(2))], lr=0.1), NuclearNorm(1.0))
+    with pytest.raises(ValueError, match=r"^refit: NuclearNorm makes singular values zero, and no weights"):
+        refit(optimizer)
+    assert [e["lam"] for _, e in optimizer.entries()] == [1.0]
 
 
 def test_momentum_set_to_0_leaves_its_buffer_alone_compiled_or_not():

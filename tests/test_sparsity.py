@@ -227,15 +227,15 @@ def test_the_target_falls_from_1_and_rests():
     assert all(a >= b for a, b in pairwise(targets))
 
 
-def test_every_freeze_limits_and_an_lr_of_zero():
+def test_every_freeze_limits_and_an_lr_of_zero_or_a_rounding_below():
     _, optimizer = held(np.linspace(0.01, 1, 100), L1(1e-3))
     controller = TargetSparsity(optimizer, 0.2, 100, warmup=0.0, ramp=0.0, every=10, freeze=0.5, limits=(1e-3, 2e-3))
     lams = []
     for t in range(100):
-        optimizer.param_groups[0]["lr"] = 0.0 if t < 20 else 0.1
+        optimizer.param_groups[0]["lr"] = (0.0 if t < 10 else -5e-18) if t < 20 else 0.1
         controller.step()
         lams.append(controller.lam[0])
-    assert lams[:28] == [1e-3] * 28  # every tenth step, the first two with lr 0
+    assert lams[:28] == [1e-3] * 28  # every tenth step, the first two with lr at 0 or just below
     assert len(set(lams[29:39])) == 1 and lams[29] > 1e-3
     assert lams[49:] == [lams[49]] * 51 and max(lams) <= 2e-3
     assert controller.density == [1.0]

@@ -16,6 +16,7 @@ from nonsmooth.penalties.groups import GroupLasso, SparseGroupLasso
 from nonsmooth.penalties.nonconvex import L0, MCP, SCAD, LHalf
 from nonsmooth.penalties.norms import L1, ElasticNet, SmoothedL1, SquaredL2
 from nonsmooth.penalties.penalty import Penalty
+from nonsmooth.penalties.penalty import as_precise as as_precise
 from nonsmooth.penalties.penalty import positive_part as positive_part
 from nonsmooth.penalties.penalty import ratio as ratio
 from nonsmooth.penalties.penalty import shrink as shrink

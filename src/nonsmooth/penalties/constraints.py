@@ -1,6 +1,7 @@
 """Constraints as penalties: the indicator of a set, 0 on it and ∞ off it, whose prox is a projection.
 
-With one step a coordinate the projection is the nearest point in the metric Σ(p − x)²/(2t). The subdifferential is
+With one step a coordinate the projection is the nearest point in the metric Σ(p − x)²/(2t), to which a factor of all
+steps is nothing; where all are 0, as one that a schedule starts from, it is that of equal steps. The subdifferential is
 the set's normal cone, empty off the set: the distance to it is ∞ there. Autograd has no gradient for any of them.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from nonsmooth.hyperparameters import Positive, Real, Schedule
-from nonsmooth.penalties.penalty import Penalty, positive_part
+from nonsmooth.penalties.penalty import Penalty, positive_part, ratio
 
 __all__ = ["Box", "NM", "NonNegative", "Simplex"]
 
@@ -80,7 +81,7 @@ class NonNegative(Constraint):
 
 
 @dataclass(frozen=True)
-class Simplex(Penalty):
+class Simplex(Constraint):
     """x ≥ 0 and Σxᵢ = radius, over all entries of x; the sum may be off by 4 roundings an entry.
 
     The projection is pᵢ = max(xᵢ − tᵢθ, 0). Any set S of coordinates bounds θ ≥ (Σ_S x − radius)/Σ_S t, and the
@@ -106,7 +107,7 @@ class Simplex(Penalty):
         if _count(x) == 0:  # no point lies in the set
             return x
         xp = array_namespace(x)
-        p, steps = xp.reshape(x, (-1,)), xp.reshape(xp.zeros_like(x) + t, (-1,))
+        p, steps = xp.reshape(x, (-1,)), xp.reshape(_metric(x, t), (-1,))
         for _ in range(2):  # x − tθ has the projection that x has: the second pass mends the rounding of the first
             order = xp.argsort(-p / steps)
             sums, weights = (xp.cumulative_sum(xp.take(a, order)) for a in (p, steps))
@@ -152,7 +153,7 @@ class NM(Constraint):
 
     def prox(self, x: Any, t: Any) -> Any:
         xp = array_namespace(x)
-        cost = xp.abs(x) / xp.sqrt(xp.zeros_like(x) + t)
+        cost = xp.abs(x) / xp.sqrt(_metric(x, t))
         place = self._by_group(lambda c: xp.argsort(xp.argsort(-c, axis=-1), axis=-1), cost)
         return xp.where((place < self.n) | xp.isnan(x), x, xp.zeros_like(x))
 
@@ -174,6 +175,17 @@ class NM(Constraint):
         last = xp.moveaxis(a, self.dim, -1)
         groups = xp.reshape(last, (*last.shape[:-1], last.shape[-1] // self.m, self.m))
         return xp.moveaxis(xp.reshape(function(groups), last.shape), -1, self.dim)
+
+
+def _metric(x: Any, t: Any) -> Any:
+    """The steps as parts of the largest; what is below eps² of it as good as stands still."""
+    xp = array_namespace(x)
+    steps = xp.zeros_like(x) + t
+    if _count(x) == 0:
+        return steps
+    largest = xp.max(steps)
+    parts = xp.where(largest > 0, ratio(steps, largest), xp.ones_like(x))
+    return xp.maximum(parts, xp.full_like(x, xp.finfo(x.dtype).eps ** 2))
 
 
 def _indicator(x: Any, belongs: Any) -> Any:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from nonsmooth.hyperparameters import NonNegative, like
-from nonsmooth.penalties.penalty import Penalty, positive_part, ratio, shrink
+from nonsmooth.hyperparameters import NonNegative
+from nonsmooth.penalties.penalty import Penalty, as_precise, positive_part, ratio, shrink
 
 __all__ = ["GroupLasso", "SparseGroupLasso"]
 
 NEWTON_STEPS = 20  # for a group's norm under unequal steps; 12 reach rounding when the steps span eight decades
+
+
+@functools.lru_cache(maxsize=64)
+def _members(groups: tuple[int, ...]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The coordinates of each group, in arrays of groups of one size; and each coordinate's group in their order."""
+    sizes = np.bincount(groups)
+    order, first = np.argsort(groups, kind="stable"), np.cumsum(sizes) - sizes
+    there = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+    place = np.argsort(np.concatenate(there))[np.asarray(groups)]
+    return [order[first[k][:, None] + np.arange(sizes[k[0]])] for k in there], place
+
+
+def _take(a: Any, indices: np.ndarray) -> Any:
+    xp = array_namespace(a)
+    return xp.take(a, xp.asarray(indices, device=device(a)), axis=0)
 
 
 class Grouped(Penalty):
@@ -46,8 +62,9 @@ class Grouped(Penalty):
             )
         if tuple(a.shape) != (len(self.groups),):
             raise ValueError(f"{who}: {len(self.groups)} group labels do not fit a point of shape {tuple(a.shape)}.")
-        member = like(np.equal.outer(np.arange(max(self.groups) + 1), self.groups), a)
-        return xp.matmul(getattr(xp, reduce)(member * a, axis=1), member)
+        by_size, place = _members(self.groups)
+        rows = [xp.reshape(_take(a, i.ravel()), i.shape) for i in by_size]
+        return _take(xp.concat([getattr(xp, reduce)(row, axis=1) for row in rows]), place)
 
     def _sum(self, a: Any) -> Any:
         return self._spread("sum", a)
@@ -82,7 +99,7 @@ class Grouped(Penalty):
         return x * xp.where(threshold == 0, xp.ones_like(x), ratio(s, s + threshold))
 
     def _group_distance(self, x: Any, v: Any, lam: Any) -> Any:
-        xp = array_namespace(x)
+        xp, x = array_namespace(x), as_precise(x, v)
         strength = lam * self._scale(x)
         outside = xp.abs(v) * positive_part(1 - ratio(strength * xp.ones_like(v), self.norms(v)))
         return xp.where(self.norms(x) == 0, outside, xp.abs(v - self._group_grad(x, lam)))
@@ -153,6 +170,6 @@ class SparseGroupLasso(Grouped):
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
         """What the best element of ∂λ|·| leaves of v, and then the distance from that to the groups' part."""
-        xp = array_namespace(x)
+        xp, x = array_namespace(x), as_precise(x, v)
         left = xp.where(x == 0, shrink(v, self.lam), v - self.lam * xp.sign(x))
         return self._group_distance(x, left, self.group_lam)

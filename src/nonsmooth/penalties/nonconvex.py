@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from array_api_compat import array_namespace
 
 from nonsmooth.hyperparameters import Kind, NonNegative, Positive
-from nonsmooth.penalties.penalty import Penalty, positive_part, shrink
+from nonsmooth.penalties.penalty import Penalty, as_precise, positive_part, shrink
 
 __all__ = ["L0", "LHalf", "MCP", "SCAD"]
 
@@ -58,7 +58,7 @@ class MCP(Penalty):
         return xp.where(firm & (xp.abs(x) <= flat), shrink(x, tau * self.lam) * slope, _cut(x, jump))
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        return _distance(x, v, self.lam, self.grad(x))
+        return _distance(self, x, v)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class SCAD(Penalty):
         return xp.where(bends & (size > (1 + tau) * self.lam) & (size <= flat), bent, soft)
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        return _distance(x, v, self.lam, self.grad(x))
+        return _distance(self, x, v)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class LHalf(Penalty):
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
         xp = array_namespace(x)
-        return xp.where(x == 0, xp.zeros_like(v), xp.abs(v - self.grad(x)))
+        return xp.where(x == 0, xp.zeros_like(v), xp.abs(v - self.grad(as_precise(x, v))))
 
 
 def _cut(x: Any, threshold: Any) -> Any:
@@ -187,7 +187,7 @@ def _at_most(x: Any, bound: Any) -> Any:
     return xp.minimum(x, xp.zeros_like(x) + bound)
 
 
-def _distance(x: Any, v: Any, lam: Any, grad: Any) -> Any:
+def _distance(g: MCP | SCAD, x: Any, v: Any) -> Any:
     """Distance to ∂g(x) of a g with slopes ±λ at 0 that is smooth elsewhere."""
     xp = array_namespace(x)
-    return xp.where(x == 0, positive_part(xp.abs(v) - lam), xp.abs(v - grad))
+    return xp.where(x == 0, positive_part(xp.abs(v) - g.lam), xp.abs(v - g.grad(as_precise(x, v))))

@@ -9,7 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from nonsmooth.hyperparameters import Array, NonNegative, Positive, like
-from nonsmooth.penalties.penalty import Penalty, positive_part, shrink
+from nonsmooth.penalties.penalty import Penalty, as_precise, positive_part, shrink
 
 __all__ = ["ElasticNet", "L1", "SmoothedL1", "SquaredL2"]
 
@@ -54,7 +54,7 @@ class L1(Penalty):
         return shrink(x, t * self._strength(x))
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        xp = array_namespace(x)
+        xp, x = array_namespace(x), as_precise(x, v)
         strength = self._strength(x)
         return xp.where(x == 0, positive_part(xp.abs(v) - strength), xp.abs(v - strength * xp.sign(x)))
 
@@ -79,7 +79,7 @@ class SquaredL2(Penalty):
         return x / (1 + 2 * self.lam * t)
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        return array_namespace(x).abs(v - 2 * self.lam * x)
+        return array_namespace(x).abs(v - 2 * self.lam * as_precise(x, v))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class ElasticNet(Penalty):
         return shrink(x, t * self.lam) / (1 + 2 * self.ridge * t)
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        return L1(0.0).replaced(lam=self.lam).subdiff_distance(x, v - 2 * self.ridge * x)
+        return L1(0.0).replaced(lam=self.lam).subdiff_distance(x, v - 2 * self.ridge * as_precise(x, v))
 
 
 @dataclass(frozen=True)
@@ -144,4 +144,4 @@ class SmoothedL1(Penalty):
         return xp.sign(x) * p
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        return array_namespace(x).abs(v - self.grad(x))
+        return array_namespace(x).abs(v - self.grad(as_precise(x, v)))

@@ -40,7 +40,11 @@ class Penalty(Hyperparameters):
         raise TypeError(f"{type(self).__name__} has no proximal map; use penalty_by='autograd'.")
 
     def subdiff_distance(self, x: Any, v: Any) -> Any:
-        """Distance, coordinate by coordinate, from v to ∂g(x)."""
+        """Distance, coordinate by coordinate, from v to ∂g(x).
+
+        x may have a lower precision than v: it then says at which bound, of which rank or sum x is, to its rounding,
+        and the distance is as precise as v.
+        """
         raise TypeError(f"{type(self).__name__} defines no subdifferential distance.")
 
     @property
@@ -53,6 +57,12 @@ def shrink(x: Any, threshold: Any) -> Any:
     """Soft thresholding, sign(x) max(|x| − threshold, 0)."""
     xp = array_namespace(x)
     return xp.sign(x) * positive_part(xp.abs(x) - threshold)
+
+
+def as_precise(x: Any, v: Any) -> Any:
+    """x in the precision of v, where that is the higher one."""
+    xp = array_namespace(x, v)
+    return xp.astype(x, xp.result_type(x, v))
 
 
 def positive_part(x: Any) -> Any:

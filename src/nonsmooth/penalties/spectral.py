@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from array_api_compat import array_namespace
 
 from nonsmooth.hyperparameters import NonNegative
-from nonsmooth.penalties.penalty import Penalty, positive_part
+from nonsmooth.penalties.penalty import Penalty, as_precise, positive_part
 
 __all__ = ["NuclearNorm"]
 
@@ -64,9 +64,10 @@ class NuclearNorm(Penalty):
     def subdiff_distance(self, x: Any, v: Any) -> Any:
         """|V − λ U_r V_rᵀ − W|, W = N − the prox of N at tλ = λ, with N the part of V beyond U_r and V_r."""
         xp = array_namespace(x)
+        eps, x = xp.finfo(x.dtype).eps, as_precise(x, v)
         U, s, Vh = self._svd(x)
         largest = s[:1] if 0 not in x.shape else s
-        live = xp.astype(s > xp.finfo(x.dtype).eps * max(x.shape) * largest, s.dtype)
+        live = xp.astype(s > eps * max(x.shape) * largest, s.dtype)
         U, V = U * live, xp.matrix_transpose(Vh) * live
         v = xp.astype(v, U.dtype)
         beyond = v - U @ (xp.matrix_transpose(U) @ v)

@@ -36,9 +36,10 @@ from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
 from nonsmooth.torch.l1_audit import L1Audit, PenaltyTerm, l1_audit, turning_lam
 from nonsmooth.torch.monitor import Monitor
 from nonsmooth.torch.penalty_terms import penalty_terms
-from nonsmooth.torch.proximal import LambdaLam, Proximal, weights
+from nonsmooth.torch.proximal import Proximal, weights
 from nonsmooth.torch.ranks import mean_over_ranks
 from nonsmooth.torch.replica import replica
+from nonsmooth.torch.schedules import LambdaLam
 from nonsmooth.torch.selection import Choice, Flip, Selection, flips, record, replay
 from nonsmooth.torch.semistructured import SemiStructured, semi_structured
 from nonsmooth.torch.smoothing import Smoothed, Smoothing, smoothed, smoothing

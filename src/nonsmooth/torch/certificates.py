@@ -2,16 +2,19 @@
 
 A closure returns the scalar loss f, the penalty not in it, with its graph, and never calls backward; one that does is
 refused. Looking does not disturb: gradients come from `torch.autograd.grad`, and `.grad`, the buffers of the modules
-that the closure calls, and torch's random numbers are left as they were. All is computed in float64.
+that the closure calls, and torch's random numbers are left as they were. All is computed in float64, but at which bound
+a weight is, and of which rank a matrix, is asked in the parameter's own precision.
 
 ∇f is that of what the optimiser descends: coupled weight decay wd adds ½wd‖w‖² to f, ASGD's lambd likewise, `maximize`
 turns the sign. Decoupled decay (AdamW) is not part of f, and has an equation of its own, `decay_residual`.
+Within a `refit` f is a function of the weights that are not held at 0: ∂f is 0 at the others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -22,9 +25,10 @@ from array_api_compat import array_namespace
 from nonsmooth.hyperparameters import like
 from nonsmooth.objectives import LeastSquares, Logistic
 from nonsmooth.penalties import L0, L1, MCP, SCAD, ElasticNet, GroupLasso, LHalf, Penalty, SparseGroupLasso
-from nonsmooth.torch.effective import table_of
-from nonsmooth.torch.proximal import Proximal
+from nonsmooth.torch.effective import table_of, unwrapped
+from nonsmooth.torch.proximal import Proximal, need_proximal
 from nonsmooth.torch.shards import need_whole
+from nonsmooth.torch.sparsity import Refit
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = [
@@ -86,7 +90,7 @@ def prox_residual(
     """
     if isinstance(t, bool) or not (isinstance(t, Real) and 0 < t < math.inf):
         raise ValueError(f"prox_residual: t must be a finite number above 0, not {t!r}.")
-    t = float(t)
+    t, optimizer = float(t), need_proximal("prox_residual", optimizer)
     slopes, called = _slopes("prox_residual", optimizer, closure), _names(optimizer, model)
     found = []
     for p, penalty in _penalised("prox_residual", optimizer):
@@ -115,6 +119,7 @@ def decay_residual(optimizer: Proximal, closure: Closure, *, model: torch.nn.Mod
     >>> decay_residual(optimizer, f).value < 1e-9 < 0.1 < prox_residual(optimizer, f).value
     True
     """
+    optimizer = need_proximal("decay_residual", optimizer)
     slopes, called, found = _slopes("decay_residual", optimizer, closure), _names(optimizer, model), []
     if not any(group.get("decoupled_weight_decay") for group in optimizer.param_groups):
         raise ValueError("decay_residual: no group has decoupled weight decay; use prox_residual or kkt.")
@@ -122,13 +127,12 @@ def decay_residual(optimizer: Proximal, closure: Closure, *, model: torch.nn.Mod
     for p, penalty, group in optimizer.penalised():
         if not p.requires_grad:
             continue
-        w = p.detach().to(torch.float64)
-        v = -slopes[p]
+        w, v = p.detach(), -slopes[p]
         if group.get("decoupled_weight_decay"):
             state = optimizer.state.get(p, {})
             if not state:
                 raise ValueError("decay_residual: the effective step is not known yet; take a step first.")
-            v = v - group["weight_decay"] * w / table.read({**group, "lr": 1.0}, state, None, 1.0).value()
+            v = v - group["weight_decay"] * w.double() / table.read({**group, "lr": 1.0}, state, None, 1.0).value()
         found.append((called[p], _norm(penalty.subdiff_distance(w, v))))
     return Residual(math.hypot(*(r for _, r in found)), None, tuple(found))
 
@@ -138,7 +142,7 @@ class KKTRow:
     """One parameter: how many weights there are, what the optimality conditions say of them, and by how much at worst.
 
     `zero`: zero, and should be. `not_zero`: should be zero and is not; None where g is not convex. `stuck`: zero, and
-    should not be. `distance`: the largest distance from −∂f to ∂g(w); `scale`: the largest |∂f|.
+    should not be. `distance`: the largest distance from −∂f to ∂g(w); `scale`: the size of ∂f that `tol` is a share of.
 
     >>> KKTRow("0.weight", 10, 7, 0, 0, 1e-9, 0.1).distance
     1e-09
@@ -158,7 +162,7 @@ class KKT:
     """A table by parameter; it `holds` where no distance exceeds `tol` times the scale. As text, for people.
 
     >>> print(KKT(1e-3, (KKTRow("w", 10, 6, 1, 0, 0.02, 0.1),)))
-    0 ∈ ∇f + ∂g does not hold (tol 0.001 of the largest |∂f|)
+    0 ∈ ∇f + ∂g does not hold (tol 0.001 of the scale)
       parameter      weights    zero, rightly  should be zero  should not be  distance
       w              10         6              1               0              0.02
     """
@@ -174,7 +178,7 @@ class KKT:
         wide = max(13, *(len(row.name) for row in self.rows))
         says = "holds" if self.holds else "does not hold"
         head = ("parameter", "weights", "zero, rightly", "should be zero", "should not be", "distance")
-        lines = [f"0 ∈ ∇f + ∂g {says} (tol {self.tol:g} of the largest |∂f|)"]
+        lines = [f"0 ∈ ∇f + ∂g {says} (tol {self.tol:g} of the scale)"]
         for row in (
             head,
             *((r.name, r.size, r.zero, r.not_zero, r.stuck, f"{r.distance:.3g}") for r in self.rows),
@@ -185,7 +189,13 @@ class KKT:
 
 
 def kkt(optimizer: Proximal, closure: Closure, tol: float = 1e-3, *, model: torch.nn.Module | None = None) -> KKT:
-    """0 ∈ ∇f(w) + ∂g(w), checked weight by weight, with a slack ε = `tol` times the largest |∂f| of the parameter.
+    """0 ∈ ∇f(w) + ∂g(w), checked weight by weight, with a slack ε = `tol` times the scale of the parameter's ∂f.
+
+    The scale is the largest |∂f|, which under L1 and its like is about λ at a solution; λ at least for MCP and SCAD.
+    Where g is a constraint, L0 or at λ = 0, as in a refit, ∂f may vanish altogether; the scale is then at least the
+    change of ∂f, to first order, as each weight goes to 0 by a random share of its size, for which the closure is
+    called once more: w solves it, as far as first order tells, within `tol` of its size. Weights in bfloat16 are known
+    to 0.4 %, too coarse for a tol of 0.001; take 0.05.
 
     A weight that is zero should be when −∂f is within ε of ∂g, under L1 |∂f| ≤ λ + ε, and is `stuck` otherwise. One
     that is not zero should be when −∂f lies in ∂g(0) with ε to spare, |∂f| ≤ λ − ε: at a solution |∂f| = λ on the
@@ -203,11 +213,12 @@ def kkt(optimizer: Proximal, closure: Closure, tol: float = 1e-3, *, model: torc
     """
     if isinstance(tol, bool) or not (isinstance(tol, Real) and 0 <= tol < 1):
         raise ValueError(f"kkt: tol must be a number in [0, 1), not {tol!r}.")
-    tol = float(tol)
+    tol, optimizer = float(tol), need_proximal("kkt", optimizer)
     slopes, called, rows = _slopes("kkt", optimizer, closure), _names(optimizer, model), []
+    least = _least_scales("kkt", optimizer, closure, slopes)
     for p, penalty in _penalised("kkt", optimizer):
-        w, v = p.detach().to(torch.float64), -slopes[p]
-        scale = _largest(v)
+        w, v = p.detach(), -slopes[p]
+        scale = max(_largest(v), least.get(p, 0.0))
         slack = tol * scale
         distance, is_zero = penalty.subdiff_distance(w, v), w == 0
         inside = sum(penalty.subdiff_distance(torch.zeros_like(w), v + s) for s in (slack, -slack)) == 0
@@ -256,6 +267,7 @@ def stationary_lam(
     >>> stationary_lam(Proximal(torch.optim.SGD([w], lr=0.1), L1(0.0)), lambda: 0.5 * (w - y).square().sum()).value
     4.0
     """
+    optimizer = unwrapped(optimizer, Proximal)
     if not isinstance(optimizer, Proximal):
         if isinstance(optimizer, torch.Tensor):
             raise TypeError("stationary_lam: give a Proximal or a list of parameters, not one tensor; write [w].")
@@ -267,14 +279,8 @@ def stationary_lam(
             raise ValueError("stationary_lam: the parameters must be leaves, not what is computed from them.")
         optimizer = Proximal(torch.optim.SGD(found, lr=0.0), L1(0.0))
     at = _penalised("stationary_lam", optimizer)
-    kept = [p.detach().clone() for p, _ in at]
-    try:
-        for p, _ in at:
-            p.data.zero_()
+    with _at({p: torch.zeros_like(p) for p, _ in at}):
         slopes = _slopes("stationary_lam", optimizer, closure)
-    finally:
-        for (p, _), value in zip(at, kept, strict=True):
-            p.data.copy_(value)
     called = _names(optimizer, model)
     by = tuple((called[p], critical(penalty, slopes[p])) for p, penalty in at)
     return StationaryLam(max(lam for _, lam in by), by)
@@ -378,6 +384,8 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
             f"{who}: closure must be a function that returns the loss, not {kind}; write lambda: loss_of(x)."
         )
     groups = {p: group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    hooks = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
+    frozen = {p: zero for refit in hooks if isinstance(refit, Refit) for p, zero in refit.zeros}
     need_whole(who, groups)
     with undisturbed(list(groups)), torch.enable_grad():
         loss = closure()
@@ -399,12 +407,50 @@ def _slopes(who: str, optimizer: Proximal, closure: Closure) -> dict[torch.Tenso
         slopes[p] = slope + (ridge + group.get("lambd", 0.0)) * w
         if not bool(slopes[p].isfinite().all()):
             raise ValueError(f"{who}: the gradient of a parameter of shape {tuple(p.shape)} is not finite.")
+        if p in frozen:
+            slopes[p] = slopes[p].masked_fill(frozen[p], 0.0)
     return slopes
 
 
+def _least_scales(
+    who: str, optimizer: Proximal, closure: Closure, slopes: Mapping[torch.Tensor, torch.Tensor]
+) -> dict[torch.Tensor, float]:
+    """What ∂f of a parameter is small against where it vanishes at a solution, because g there has no slope."""
+    found, moved, shares = {}, {}, torch.Generator().manual_seed(0)
+    for p, penalty in _penalised(who, optimizer):
+        lam = getattr(penalty, "lam", None)
+        if not penalty.has_grad or lam == 0:
+            w = p.detach()
+            share = torch.rand(w.shape, generator=shares, dtype=torch.float64).to(w.device)
+            moved[p] = (w - _difference(w) * share * w).to(w.dtype)
+        elif isinstance(penalty, (MCP, SCAD)):
+            found[p] = float(penalty.lam)
+    if moved:
+        with _at(moved):
+            others = _slopes(who, optimizer, closure)
+        found |= {p: _largest(others[p] - slopes[p]) / _difference(p) for p in moved}
+    return found
+
+
+def _difference(w: torch.Tensor) -> float:
+    """The relative step of a difference quotient."""
+    return math.sqrt(torch.finfo(w.dtype).eps)
+
+
+@contextlib.contextmanager
+def _at(values: Mapping[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+    """Parameters set to other values, and put back bit by bit."""
+    kept = {p: p.detach().clone() for p in values}
+    try:
+        for p, value in values.items():
+            p.data.copy_(value)
+        yield
+    finally:
+        for p, value in kept.items():
+            p.data.copy_(value)
+
+
 def _penalised(who: str, optimizer: Proximal) -> list[tuple[torch.Tensor, Penalty]]:
-    if not isinstance(optimizer, Proximal):
-        raise TypeError(f"{who}: optimizer must be a Proximal, not {type(optimizer).__name__}.")
     found = [(p, penalty) for p, penalty, _ in optimizer.penalised() if p.requires_grad]
     _need_parameters(who, [p for p, _ in found])
     return found

@@ -8,6 +8,7 @@ teaches it another optimiser. The table is tested against `nonsmooth.rules`, who
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,8 +43,16 @@ class Reading:
     def scaled(self, factor: Any) -> Reading:
         """The reading of factor · τ, at no cost: each formula is linear in its first number."""
         if not self.numbers:
-            return Reading(lambda number, tau: number * tau, (factor,), self.tensors)
+            return Reading(lambda number, *tensors: number * self.formula(*tensors), (factor,), self.tensors)
         return Reading(self.formula, (self.numbers[0] * factor, *self.numbers[1:]), self.tensors)
+
+    def metric(self) -> Reading:
+        """That of τ up to a factor, which a projection does not depend on and which may be 0, as lr is in a warm-up."""
+        return Reading(self.formula, (1.0, *self.numbers[1:]) if self.numbers else (), self.tensors)
+
+    def weighted(self, weights: torch.Tensor) -> Reading:
+        """The reading of τ ∘ weights: λΣwᵢ|xᵢ| has at τ the prox that λ‖x‖₁ has there."""
+        return Reading(_times_the_last(self.formula), self.numbers, (*self.tensors, weights))
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,11 @@ class Table:
     buffer: str = ""
     stateless: bool = False
     uniform: bool = False  # whether τ may be one number for all coordinates
+
+
+@functools.cache  # a kernel is compiled once for each formula
+def _times_the_last(formula: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments: formula(*arguments[:-1]) * arguments[-1]
 
 
 def identity(step: Any) -> Any:
@@ -90,7 +104,8 @@ def _clock(state: dict[str, Any]) -> Number:
 
 
 def _lr(group: Group) -> Number:
-    lr = group["lr"]
+    """|lr|: a schedule that ends at 0 may round to just below, where a prox has no meaning; zeros stay at |lr|."""
+    lr = abs(group["lr"])
     return lr if isinstance(lr, torch.Tensor) and lr.device.type != "cpu" else float(lr)
 
 
@@ -174,7 +189,7 @@ def _adadelta(group: Group, state: dict[str, Any], before: Any, response: float)
 
 def _asgd(group: Group, state: dict[str, Any], before: Any, response: float) -> Reading:
     """η from before the step; where that is not known, the next step's."""
-    return Reading(identity, (float(state["eta"] if before is None else before),))
+    return Reading(identity, (abs(float(state["eta"] if before is None else before)),))
 
 
 _ADAM = Table(_adam)
@@ -242,8 +257,8 @@ class _Registered:
         optimizer, parameter = memory
         tau = self.function(optimizer, group, parameter)  # type: ignore[arg-type]
         if isinstance(tau, torch.Tensor) and tau.ndim:
-            return Reading(identity, (), (tau,))
-        return Reading(identity, (float(tau),))
+            return Reading(identity, (), (tau.abs(),))
+        return Reading(identity, (abs(float(tau)),))
 
 
 def own_step(kind: type[Optimizer]) -> Callable[..., Any]:
@@ -252,9 +267,12 @@ def own_step(kind: type[Optimizer]) -> Callable[..., Any]:
     return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
-def unwrapped(optimizer: Any) -> Any:
-    """The optimiser that a wrapper, such as Proximal, holds as `optimizer`, innermost."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+def unwrapped(optimizer: Any, until: type | tuple[()] = ()) -> Any:
+    """The optimiser that wrappers, such as accelerate's, hold as `optimizer`: the first of a kind, or the innermost."""
+    while not isinstance(optimizer, until):
+        inner = getattr(optimizer, "optimizer", None)
+        if not isinstance(inner, Optimizer) or inner is optimizer:
+            break
         optimizer = inner
     return optimizer
 

@@ -68,7 +68,7 @@ def _block_(w: torch.Tensor, penalty: Penalty, reading: Reading, size: int, tota
     if alike:
         norm = torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
         norm = norm if total is None else total(norm.square())[0].sqrt_()
-        kept = ((norm - tau * strength).clamp_(min=0) / norm).nan_to_num_(0.0)
+        kept = (1 - tau * strength / norm).nan_to_num_(1.0).clamp_(min=0)  # all, where the norm is 0 or overflows
         w.copy_(x * (kept if total is None else kept.masked_fill_(~norm.isfinite(), torch.nan)))
         return
     threshold = tau * strength

@@ -14,6 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from nonsmooth.penalties import (
     L0,
@@ -30,7 +31,8 @@ from nonsmooth.penalties import (
     SparseGroupLasso,
     SquaredL2,
 )
-from nonsmooth.torch.effective import Reading, Table, _adam, _sgd, identity, over_root
+from nonsmooth.penalties.constraints import Constraint
+from nonsmooth.torch.effective import Reading, Table, _adam, _lr, _sgd, identity, over_root
 from nonsmooth.torch.groups import group_prox_
 from nonsmooth.torch.shards import crossing, is_shard, local, part_of, whole
 
@@ -57,6 +59,8 @@ def prox_(p: torch.Tensor, penalty: Penalty, reading: Reading, compile: bool = F
     >>> w.tolist()
     [1.0, 0.0]
     """
+    if type(penalty) is L1 and penalty.weights is not None:
+        penalty, reading = penalty.replaced(weights=None), reading.weighted(_cast(penalty.weights, p))
     if is_shard(p):
         _shard_prox_(p, penalty, reading)
         return
@@ -83,8 +87,6 @@ def _shard_prox_(p: torch.Tensor, penalty: Penalty, reading: Reading) -> None:
     own = tuple(local(t) if is_shard(t) or t.shape == w.shape else part_of(t, p) for t in reading.tensors)
     tau = Reading(reading.formula, reading.numbers, own)
     if type(penalty) in COORDINATEWISE:
-        if type(penalty) is L1 and penalty.weights is not None:
-            penalty = penalty.replaced(weights=part_of(torch.as_tensor(penalty.weights), p).cpu().numpy())
         prox_(w, penalty, tau)
         return
     if type(penalty) in (GroupLasso, SparseGroupLasso) and penalty.groups is None and p.numel():  # type: ignore[attr-defined]
@@ -130,6 +132,19 @@ def _scratch(dtype: torch.dtype, size: int) -> torch.Tensor:
     return held[:, :size]
 
 
+CAST = WeakTensorKeyDictionary()
+"""Copies of an L1's weights, kept from step to step, with what they were made of and for."""
+
+
+def _cast(weights: Any, p: torch.Tensor) -> torch.Tensor:
+    """The weights where p lies, in its precision, float32 at least."""
+    weights = weights if isinstance(weights, torch.Tensor) else torch.tensor(weights)
+    made = (weights._version, p.device, torch.promote_types(p.dtype, torch.float32))
+    if CAST.get(weights, (None,))[0] != made:
+        CAST[weights] = made, weights.to(made[1], made[2], copy=True)
+    return CAST[weights][1]
+
+
 def _alike(penalty: Penalty) -> bool:
     return type(penalty) in COORDINATEWISE and getattr(penalty, "weights", None) is None
 
@@ -148,6 +163,7 @@ def _prox_(w: torch.Tensor, penalty: Penalty, reading: Reading) -> None:
     if type(penalty) is L1 and penalty.weights is None:
         wide.sub_(clipped(wide, reading.scaled(penalty.lam).value()))
     else:
+        reading = reading.metric() if isinstance(penalty, Constraint) else reading
         wide = penalty.prox(wide, reading.value())
     if wide is not w:
         w.copy_(wide)
@@ -199,13 +215,13 @@ def sgd(numbers: Any, w: Any, g: Any, buffer: Any) -> tuple[list[Any], Reading]:
 def _adam_numbers(group: Mapping[str, Any], state: Mapping[str, Any], response: float) -> list[float]:
     t, (beta1, beta2), decay = float(state["step"]) + 1, group["betas"], float(group["weight_decay"])
     decays = (0.0, decay) if group.get("decoupled_weight_decay") else (decay, 0.0)
-    return [float(group["lr"]), beta1, beta2, group["eps"], *decays, 1 - beta1**t, (1 - beta2**t) ** 0.5]
+    return [float(_lr(group)), beta1, beta2, group["eps"], *decays, 1 - beta1**t, (1 - beta2**t) ** 0.5]
 
 
 def _sgd_numbers(group: Mapping[str, Any], state: Mapping[str, Any], response: float) -> list[float]:
     tau = _sgd(group, {}, None, response).numbers[0]
     kept, decay = 1.0 - group["dampening"], float(group["weight_decay"])
-    return [float(group["lr"]), group["momentum"], kept, decay, float(group["nesterov"]), float(tau)]
+    return [float(_lr(group)), group["momentum"], kept, decay, float(group["nesterov"]), float(tau)]
 
 
 WHOLE: dict[Any, tuple[Callable[..., Any], Callable[..., list[float]], tuple[str, ...]]] = {

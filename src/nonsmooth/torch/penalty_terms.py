@@ -20,8 +20,11 @@ __all__ = ["detached_terms", "penalty_terms", "proximal_terms"]
 
 VIEWS = KEEPS | {"mul", "__mul__"}
 """What leaves absolute values to be taken of the parameter's own numbers, or of a multiple."""
-PICKS = frozenset({"max", "amax", "topk", "sort", "kthvalue", "min", "amin"})
-"""What takes some of the absolute values by their size: no L1 penalty."""
+PICKS = frozenset(
+    {"max", "amax", "maximum", "fmax", "cummax", "topk", "sort", "msort", "kthvalue", "median", "nanmedian", "mode"}
+    | {"min", "amin", "minimum", "fmin", "cummin", "aminmax", "quantile", "nanquantile"}
+)
+"""What takes some of several numbers by their size: of absolute values, or of sums of them, no L1 penalty."""
 L1S = frozenset({"L1", "ElasticNet"})
 """The penalties of a `Proximal` that have λΣ|w| in them."""
 
@@ -48,6 +51,9 @@ class _Finder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         out = func(*args, **kwargs)
         first = args[0] if args else kwargs.get("input")
+        if name in PICKS and self.hits:
+            picked_from = _made_by([t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
+            self.hits = [hit for hit in self.hits if hit.out.grad_fn not in picked_from]
         if isinstance(out, torch.Tensor) and out.requires_grad:
             params = self._params(first)
             if name == "l1_loss":
@@ -56,8 +62,6 @@ class _Finder(TorchFunctionMode):
                     self._hit(out, params, "mean" if mean else "sum")
             elif params and is_absolute(name, args, kwargs):
                 self._hit(out, params, "sum" if "norm" in name else "")
-            elif name in PICKS:
-                self.hits = [hit for hit in self.hits if hit.out is not first]
             elif params and name in VIEWS and _plain_product(name, args):
                 self.origin[id(out)] = (out, params)
             elif name in ("mean", "sum"):
@@ -179,6 +183,17 @@ def proximal_terms(optimizer: Any, named: Mapping[str, torch.Tensor]) -> tuple[P
         for i in entry["params"]
         if id(group["params"][i]) in names
     )
+
+
+def _made_by(tensors: list[torch.Tensor]) -> set[Any]:
+    """The nodes of the graph that tensors were made by, but for single numbers, of which none can be picked."""
+    seen, pending = set(), [t.grad_fn for t in tensors if t.numel() > 1]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [before for before, _ in node.next_functions]
+    return seen
 
 
 def _plain_product(name: str, args: Any) -> bool:

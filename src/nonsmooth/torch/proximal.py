@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim import Optimizer
 
 from nonsmooth import penalties as known
 from nonsmooth.ledger import short
 from nonsmooth.penalties import Penalty
-from nonsmooth.torch.effective import Table, _Registered, own_step, table_of
+from nonsmooth.torch.effective import Table, _Registered, own_step, table_of, unwrapped
 from nonsmooth.torch.kernels import prox_, step_and_prox_
 from nonsmooth.torch.shards import is_shard, whole
-from nonsmooth.torch.states import check_entry, check_memory, check_penalty, count, numbers, or_restored, part, strength
+from nonsmooth.torch.states import check_entry, check_memory, check_penalty, or_restored, part, strength
 
-__all__ = ["LambdaLam", "Proximal", "weights"]
+__all__ = ["Proximal", "need_proximal", "weights"]
 
 NORMS = (
     torch.nn.modules.batchnorm._NormBase,
@@ -36,18 +37,31 @@ NORMS = (
     torch.nn.LocalResponseNorm,
 )
 
+TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
+
 
 def weights(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """The trainable parameters with two dimensions or more outside of normalisation layers: no biases, no norms.
+    """The trainable parameters with two dimensions or more: no biases, no norms, no magnitudes of weight_norm.
+
+    Tables of embeddings are left out as well, unless another layer shares them: a row that no batch has asked for has
+    no gradient to hold it against a penalty. Name them where they are meant: `[*weights(model), table.weight]`.
 
     >>> [tuple(p.shape) for p in weights(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)))]
     [(2, 3)]
     """
     found: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
-        if not isinstance(module, NORMS):
-            found |= {id(p): p for p in module.parameters(recurse=False) if p.requires_grad and p.ndim >= 2}
+        if not isinstance(module, (*NORMS, *TABLES)):
+            named = module.named_parameters(recurse=False)
+            found |= {id(p): p for n, p in named if p.requires_grad and p.ndim >= 2 and not _is_magnitude(module, n)}
     return list(found.values())
+
+
+def _is_magnitude(module: torch.nn.Module, name: str) -> bool:
+    """Whether it is the g of w = g v/‖v‖."""
+    first = module[0] if isinstance(module, ParametrizationList) else None
+    kept_apart = name == "weight_g" and hasattr(module, "weight_v")
+    return kept_apart or (name == "original0" and type(first).__name__ == "_WeightNorm")
 
 
 def to_plain(penalty: Penalty) -> dict[str, Any]:
@@ -61,6 +75,7 @@ def to_plain(penalty: Penalty) -> dict[str, Any]:
     for f in fields(penalty):
         value = getattr(penalty, f.name)
         value = torch.tensor(value) if isinstance(value, np.ndarray) else value
+        value = value.item() if isinstance(value, np.generic) else value
         plain[f.name] = list(value) if isinstance(value, tuple) else value
     return plain
 
@@ -88,7 +103,8 @@ class Proximal(Optimizer):
     (penalty, params). It is a torch optimiser: it shares the wrapped one's param_groups and state, schedulers and
     GradScaler take it, and `state_dict` holds plain data (`weights_only=True` loads it). Each group's "proximal" is a
     list of {"penalty", "lam", "params"}: plain data, the strength λ, and the places in the group that it acts on;
-    `set_lam` and `LambdaLam` change λ. The user's `.grad` is never written.
+    `set_lam` and `LambdaLam` change λ. Wrapping the bare optimiser anew, with all that was under a penalty named again,
+    replaces the penalties. The user's `.grad` is never written.
 
     The penalty must not be in the loss as well. Coupled weight decay is ½wd‖w‖² in f; decoupled decay (AdamW) is not
     part of f: the fixed point then solves 0 ∈ ∇f + wd(√v̂ + ε)w + ∂g.
@@ -130,15 +146,17 @@ class Proximal(Optimizer):
         held = [p for _, p in self._held()]
         if not isinstance(penalty, Penalty) and params is not None:
             raise ValueError("Proximal: params goes with one penalty; a list of pairs names its own.")
-        if any(self.entries()):
-            raise ValueError("Proximal: the optimiser is under a Proximal already; use that one.")
+        pairs = [(g, _as_list(named)) for g, named in _as_pairs(penalty, held if params is None else params)]
+        self._replaces({id(p) for _, named in pairs for p in named})
+        before = [group.pop("proximal", None) for group in self.param_groups]
         taken: set[int] = set()
         try:
-            for g, named in _as_pairs(penalty, held if params is None else params):
-                self._add(g, _as_list(named), taken)
+            for g, named in pairs:
+                self._add(g, named, taken)
         except Exception:
-            for group in self.param_groups:
+            for group, entries in zip(self.param_groups, before, strict=True):
                 group.pop("proximal", None)
+                group |= {} if entries is None else {"proximal": entries}
             raise
 
     # --- what it shares with the wrapped optimiser -----------------------------------------------------------------
@@ -260,10 +278,12 @@ class Proximal(Optimizer):
                 yield group["params"][place], penalty, group
 
     def penalty_value(self) -> torch.Tensor:
-        """g at the parameters as they are, a scalar: what to add to the loss to read f + g."""
+        """g at the parameters as they are, a scalar: what to add to the loss to read f + g. In float32 at least."""
         with torch.no_grad():
-            values = [penalty.value(whole(p)) for p, penalty, _ in self.penalised()]
-            return torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in values]).sum()
+            found = [(whole(p), penalty) for p, penalty, _ in self.penalised()]
+            values = [g.value(p.to(torch.promote_types(p.dtype, torch.float32))) for p, g in found]
+            first = found[0][0].device
+            return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=first) for v in values]).sum()
 
     # --- the step --------------------------------------------------------------------------------------------------
 
@@ -353,6 +373,8 @@ class Proximal(Optimizer):
         self, table: Table, group: dict[str, Any], entry: dict[str, Any], memory: dict[int, Any], moved: set[int]
     ) -> None:
         penalty = self._penalty(entry)
+        if type(penalty) is known.L1:
+            penalty = penalty.replaced(weights=entry["penalty"]["weights"])  # the tensor, of which copies are kept
         for place in entry["params"]:
             p = group["params"][place]
             if p.grad is None or id(p) in moved:
@@ -360,6 +382,17 @@ class Proximal(Optimizer):
             state = self.state.get(p, {})
             reading = table.read(group, state, memory.get(id(p)), state.get("response", 1.0))
             prox_(p, penalty, reading, self.compile)
+
+    def _replaces(self, named: set[int]) -> None:
+        """Raise ValueError unless what an earlier Proximal left in the groups is all named anew, and no refit is on."""
+        for group, entry in self.entries():
+            check_entry(entry, len(group["params"]))
+            if "off" in entry or not {id(group["params"][i]) for i in entry["params"]} <= named:
+                raise ValueError(
+                    "Proximal: the optimiser is under a Proximal already; use that one, or name here all parameters "
+                    'that are under a penalty, or forget it, by group.pop("proximal", None) for each of its '
+                    "param_groups."
+                )
 
     # --- penalties as plain data -----------------------------------------------------------------------------------
 
@@ -440,57 +473,17 @@ def _as_list(params: Any) -> list[torch.Tensor]:
     return found
 
 
-class LambdaLam:
-    """λ as a function of the number of calls of `step`: each penalty's first λ times factor(t), t = 0, 1, 2, …
-
-    The counterpart of torch's LambdaLR, for the strengths of a `Proximal`; `state_dict` resumes it.
+def need_proximal(who: str, optimizer: Any) -> Proximal:
+    """The Proximal that this is, or that wrappers such as accelerate's hold; TypeError or ValueError where none is.
 
     >>> from nonsmooth.penalties import L1
-    >>> w = torch.nn.Parameter(torch.ones(1))
-    >>> optimizer = Proximal(torch.optim.SGD([w], lr=0.1), L1(0.5))
-    >>> warm_up = LambdaLam(optimizer, lambda t: min(1.0, t / 10))
-    >>> warm_up.get_last_lam()
-    [0.0]
-    >>> for _ in range(5):
-    ...     warm_up.step()
-    >>> warm_up.get_last_lam()
-    [0.25]
+    >>> mine = Proximal(torch.optim.SGD([torch.ones(1)], lr=0.1), L1(1.0))
+    >>> need_proximal("density", mine) is mine
+    True
     """
-
-    def __init__(self, optimizer: Proximal, factor: Callable[[int], float]) -> None:
-        if not isinstance(optimizer, Proximal):
-            raise TypeError(f"LambdaLam: optimizer must be a Proximal, not {type(optimizer).__name__}.")
-        if not callable(factor):
-            raise TypeError("LambdaLam: factor must be one function of the number of calls; it is for all penalties.")
-        self.optimizer, self.factor, self.t = optimizer, factor, -1
-        self.first = [entry["lam"] for _, entry in optimizer.entries()]
-        self.step()
-
-    def step(self) -> None:
-        """The next λ of each penalty, one that was added meanwhile included; under a refit it is what λ will be."""
-        self.t += 1
-        entries = [entry for _, entry in self.optimizer.entries()]
-        self.first += [entry["lam"] for entry in entries[len(self.first) :]]
-        moved = [lam if lam is None else strength("LambdaLam", lam * self.factor(self.t)) for lam in self.first]
-        for lam, entry in zip(moved, entries, strict=True):
-            if lam is not None:
-                entry.get("off", entry)["lam"] = lam
-
-    def get_last_lam(self) -> list[float]:
-        return [entry["lam"] for _, entry in self.optimizer.entries()]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"t": self.t, "first": list(self.first)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises ValueError, with nothing changed, for what `state_dict` did not return."""
-        t, first = count("LambdaLam", state_dict, "t"), numbers("LambdaLam", state_dict, "first", 0.0, 1e300)
-        if [v is None for v in first] != [entry["lam"] is None for _, entry in self.optimizer.entries()][: len(first)]:
-            raise ValueError("LambdaLam: the state is of other penalties than are here.")
-        before = self.t, self.first
-        self.t, self.first = t - 1, first
-        try:
-            self.step()
-        except BaseException:
-            self.t, self.first = before
-            raise
+    found = unwrapped(optimizer, Proximal)
+    if not isinstance(found, Proximal):
+        raise TypeError(f"{who}: optimizer must be a Proximal, not {type(optimizer).__name__}.")
+    if not any(True for _ in found.entries()):
+        raise ValueError(f"{who}: the optimiser holds no parameter under a penalty.")
+    return found

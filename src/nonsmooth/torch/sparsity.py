@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from nonsmooth.ledger import short
-from nonsmooth.penalties import GroupLasso, Penalty, SparseGroupLasso
-from nonsmooth.torch.proximal import Proximal
+from nonsmooth.penalties import GroupLasso, NuclearNorm, Penalty, SparseGroupLasso
+from nonsmooth.torch.proximal import Proximal, need_proximal
 from nonsmooth.torch.shards import counts, crossing, local, summed, whole
 from nonsmooth.torch.states import count, numbers, strength
 
@@ -107,7 +107,7 @@ def density(optimizer: Proximal, *, model: torch.nn.Module | None = None) -> Den
     >>> found.value, found.sparsity, found.groups
     (0.25, 0.75, 0.5)
     """
-    _need_proximal("density", optimizer)
+    optimizer = need_proximal("density", optimizer)
     held = [p for group in optimizer.param_groups for p in group["params"]]
     names = {p: str(i) for i, p in enumerate(held)}
     names |= {p: name for name, p in model.named_parameters()} if model is not None else {}
@@ -195,7 +195,7 @@ class TargetSparsity:
         every: int = 1,
         limits: tuple[float, float] = (1e-8, 1e4),
     ) -> None:
-        _need_proximal("TargetSparsity", optimizer)
+        optimizer = need_proximal("TargetSparsity", optimizer)
         for name, value, choices in (("by", by, ("overall", "entry")), ("of", of, ("weights", "groups"))):
             if value not in choices:
                 raise ValueError(f"TargetSparsity: {name} must be {choices[0]!r} or {choices[1]!r}, not {value!r}.")
@@ -285,7 +285,7 @@ class TargetSparsity:
                 continue
             lr = max(float(group["lr"]) for group, _ in unit)
             self.fastest[i] = max(self.fastest[i], lr)
-            if not lr or self.t > self.freeze * self.steps:
+            if lr <= 0 or self.t > self.freeze * self.steps:
                 continue
             slope = math.log(new / old * before[i] / targets[i]) / self.every
             error = math.log(new / targets[i]) + AHEAD * slope
@@ -425,7 +425,12 @@ class Refit:
     """
 
     def __init__(self, optimizer: Proximal) -> None:
-        _need_proximal("refit", optimizer)
+        optimizer = need_proximal("refit", optimizer)
+        if any(isinstance(penalty, NuclearNorm) for _, penalty, _ in optimizer.penalised()):
+            raise ValueError(
+                "refit: NuclearNorm makes singular values zero, and no weights that could be kept so; train two "
+                "factors of the rank that was found instead."
+            )
         hooks = optimizer._optimizer_step_post_hooks.values()
         if any(isinstance(getattr(hook, "__self__", None), Refit) for hook in hooks):
             raise ValueError("refit: one of this optimiser is on already; end it first.")
@@ -466,7 +471,8 @@ def refit(optimizer: Proximal) -> Refit:
     the λ of all penalties are 0 until `remove`, or the end of a `with` block. Constraints, such as NonNegative, stay.
     The optimiser goes on from its memory; weight decay is part of f. `LambdaLam` then changes what λ will be after the
     refit, `TargetSparsity` waits, `set_lam` raises. A state that was saved inside a refit says so: loaded, its λ are 0,
-    and `refit` is to be called again, for the masks. Raises ValueError while another refit of the optimiser is on.
+    and `refit` is to be called again, for the masks. Raises ValueError while another refit of the optimiser is on, and
+    under a NuclearNorm, which has no support: its zeros are singular values.
 
     >>> w, y = torch.nn.Parameter(torch.tensor([2.0, 0.0])), torch.tensor([3.0, 0.5])
     >>> optimizer = Proximal(torch.optim.SGD([w], lr=1.0), GroupLasso(1.0))
@@ -486,10 +492,3 @@ def _plain(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _need_proximal(who: str, optimizer: Any) -> None:
-    if not isinstance(optimizer, Proximal):
-        raise TypeError(f"{who}: optimizer must be a Proximal, not {type(optimizer).__name__}.")
-    if not any(True for _ in optimizer.entries()):
-        raise ValueError(f"{who}: the optimiser holds no parameter under a penalty.")
