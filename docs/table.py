@@ -71,9 +71,7 @@ def full_list(rows: Iterable[Row]) -> str:
         lines += [f"On {together(rows, number)}."]
         for row in (row for row in rows if row["sentence"] == number):
             cases, samples = len(row["cases"]), row["seeds"]
-            size = f"{cases} case{'s' * (cases > 1)}, " + (
-                f"{samples} samples each" if samples > 1 else "no chance in it"
-            )
+            size = f"{cases} case{'s' * (cases > 1)}, {f'{samples} samples' if samples > 1 else 'one number'} each"
             lines += ["", f"### `{row['claim']}`", "", escaped(row["says"]), ""]
             lines += [f"- Verdict: **{row['verdict']}**" + "; it limits the sentence" * (row["bears"] == "limits")]
             lines += [f"- Holds when: {escaped(row['holds_when'])}"]
@@ -83,12 +81,16 @@ def full_list(rows: Iterable[Row]) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def literature(texts: Iterable[Text]) -> str:
+def literature(texts: Iterable[Text], rows: Iterable[Row]) -> str:
+    """What texts say, and how the claims that were run stand to each."""
+    verdicts = {row["claim"]: row["verdict"] for row in rows}
     lines = ["", "| text | section | it says | the claims | by | remark |", "|---|---|---|---|---|---|"]
     for text in texts:
         by = ", ".join(f"[`{claim}`](#{anchor(claim)})" for claim in text.evidence)
         cells = (text.citation, text.section, text.says)
-        lines.append(f"| {' | '.join(map(escaped, cells))} | {text.verdict} | {by} | {escaped(text.remark)} |")
+        lines.append(
+            f"| {' | '.join(map(escaped, cells))} | {text.standing(verdicts)} | {by} | {escaped(text.remark)} |"
+        )
     return "\n".join([*lines, "", ""])
 
 
@@ -127,7 +129,7 @@ def pages(rows: Iterable[Row], root: Path = ROOT) -> dict[Path, str]:
     found = {file: file.read_text(encoding="utf-8") for file in (readme, claims, objections)}
     found[readme] = between(found[readme], "claims", short_table(rows))
     found[claims] = between(found[claims], "claims", full_list(rows))
-    found[claims] = between(found[claims], "literature", literature(TEXTS))
+    found[claims] = between(found[claims], "literature", literature(TEXTS, rows))
     found[objections] = answered(found[objections], rows)
     return found
 

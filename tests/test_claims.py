@@ -17,7 +17,10 @@ import xarray as xr
 import nonsmooth.claims  # noqa: F401
 from nonsmooth.claims import reproduce as running
 from nonsmooth.claims.problems import lasso_path, least_squares_draws
+from nonsmooth.claims.remedies import late_over_early
 from nonsmooth.claims.texts import TEXTS
+from nonsmooth.claims.worst_cases import random_maxima
+from nonsmooth.claims.zeros import CURES, EXACT, NEAR
 from nonsmooth.ledger import ABSTRACT, CLAIMS, SUBJECTS, Evidence, claim, equals, read_rows, subject
 from nonsmooth.objectives import diabetes
 from nonsmooth.penalties import L1
@@ -132,6 +135,35 @@ def test_another_master_seed_draws_other_problems_and_finds_the_same():
     first = CLAIMS["rmsprop/floor-independent-of-lambda"].experiment()
     assert row["verdict"] == "supported"
     assert not np.array_equal(evidence.measured, first.measured)
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_as_many_maxima_are_drawn_as_are_asked_for(n):
+    found = random_maxima(n, 0)
+    assert len(found) == 20
+    assert all(float(f.value(best)) == least for f, best, least in found)
+    assert [least for *_, least in random_maxima(n, 0, 5)] == [least for *_, least in found[:5]]
+
+
+def test_a_sublinear_method_is_not_linear():
+    """1/k² comes to 1e-6 of the first gap in a thousand steps, which is no linear convergence."""
+    k = np.arange(1.0, 2001)
+    relation = CLAIMS["convergence/polyak-step-is-linear-on-kinks"].relation
+    holds = lambda gaps: relation.holds(relation.margin(late_over_early(gaps), 0.5))  # noqa: E731
+    assert holds(0.9**k) and holds(np.maximum(0.5**k, 1e-16))
+    assert not holds(1 / k**2) and not holds(np.maximum(0.9**k, 1e-3))
+
+
+def test_the_claims_measure_what_their_words_say(reproduced):
+    found = {row["claim"]: row for row in reproduced[1]}
+    smoothed = found["convergence/smoothing-trades-the-floor-for-a-bias"]
+    assert "of 20 weights at most 0 were exactly zero" in smoothed["holds_when"]
+    needed = found["literature/no-finite-l"]
+    assert needed["cases"][-1] == "Huber" and "1.000 to 1.000" in needed["holds_when"]
+    assert "0 of the others were reached" in found["convergence/one-layer-relu"]["holds_when"]
+    assert "of 20 problems" in found["convergence/constant-step-bound"]["what"]
+    names = {m["names"] for m in CLAIMS["l1/cures-compared"].mutants.values()}
+    assert names == {(name,) for name in CURES if name not in (*EXACT, *NEAR)}, "each way is refuted on its own"
 
 
 def test_exact_paths_are_exact():

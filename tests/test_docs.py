@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import nonsmooth.claims  # noqa: F401
-from nonsmooth.claims.texts import TEXTS
+from nonsmooth.claims.texts import TEXTS, Text
 from nonsmooth.ledger import CLAIMS
 
 ROOT = Path(__file__).parents[1]
@@ -153,8 +153,9 @@ def test_the_claims_page_has_the_ledgers_words():
         if table.escaped(words) not in page
     ]
     assert not stale, "run `nonsmooth reproduce` and `python docs/table.py`"
+    rows = [{"claim": name, "verdict": verdict} for name, verdict in verdicts("docs/claims.md").items()]
     for text in TEXTS:
-        assert table.literature([text]).splitlines()[-2] in page
+        assert table.literature([text], rows).splitlines()[-2] in page
 
 
 def test_what_the_objections_page_concludes_rests_on_supported_claims():
@@ -202,7 +203,17 @@ def test_the_full_list_says_everything_of_a_claim():
     ):
         assert part in full
     assert "it limits the sentence" in table.full_list([ROW | {"bears": "limits"}])
-    assert "(2 cases, no chance in it)" in table.full_list([ROW | {"seeds": 1}])
+    assert "(2 cases, one number each)" in table.full_list([ROW | {"seeds": 1}])
+
+
+def test_the_claims_stand_to_a_text_as_their_verdicts_say():
+    """As in the report: what is typed is the reading where all of them are supported."""
+    text = Text("Alpha 2001", "1", "It is so.", "agree", ("l1/balance-law", "l1/other"), "It is.")
+    row = {"claim": "l1/balance-law", "verdict": "supported"}
+    of = lambda *rows: table.literature([text], rows).splitlines()[-2].split(" | ")[3]  # noqa: E731
+    assert of(row) == "agree" and of(row, {"claim": "l1/other", "verdict": "supported"}) == "agree"
+    assert of(row, {"claim": "l1/other", "verdict": "undecided"}) == of(row | {"verdict": "refuted"}) == "open"
+    assert of() == "not tested"
 
 
 def test_an_objection_that_names_no_claim_is_said():

@@ -48,6 +48,12 @@ WIDE = np.array([-1.0, 0.0, 1.0])
         (at_least(), [math.inf], 1.0, "supported"),
         (equals(0.1), [math.inf, math.inf], 1.0, "refuted"),
         (equals(0.1), [math.nan], 1.0, "undecided"),
+        (at_least(), [0.0, 0.0, 0.0], 0.0, "supported"),
+        (at_least(strict=True), [0.0, 0.0, 0.0], 0.0, "refuted"),
+        (at_least(strict=True), 0.1 + TIGHT, 0.0, "supported"),
+        (at_least(strict=True), WIDE, 0.0, "undecided"),
+        (at_most(strict=True), [2.0], 2.0, "refuted"),
+        (at_most(strict=True), [math.nan], 2.0, "undecided"),
     ],
 )
 def test_a_verdict_is_computed_from_the_whole_interval(relation, measured, predicted, verdict):

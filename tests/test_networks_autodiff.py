@@ -50,6 +50,20 @@ def test_each_experiment_gives_well_formed_evidence(claim, tiny):
     assert all(plot.to_dict()["says"] for plot in evidence.plots)
 
 
+def test_from_the_first_step_on_is_asked_for(monkeypatch):
+    """Runs that end apart, but parted later, do not bear the claim on blank patches out."""
+
+    def rows(first):
+        twin = {"first": first, "apart": 0.1, "curve": [0.1, 0.1]}
+        ties = {"blank": [1, 0], "others": [0, 0], "units": [10, 10]}
+        return [{"found": {"ties": ties, "twins": dict.fromkeys((*claims.CHOICES, "reversed"), twin) | {"t": [0, 1]}}}]
+
+    claim = CLAIMS["networks/relu-at-zero-on-blank-patches"]
+    for first, verdict in ((1, Verdict.SUPPORTED), (2, Verdict.REFUTED), (None, Verdict.REFUTED)):
+        monkeypatch.setattr(claims, "followed", lambda *_, first=first, **__: rows(first))
+        assert claim.experiment().verdict(claim.relation) == verdict, first
+
+
 def test_the_claims_are_there_and_their_sentence_is_the_fifth():
     assert len(MINE) == 6
     assert {c.sentence for c in MINE} == {5} and {c.bears for c in MINE} == {"for", "limits"}

@@ -240,6 +240,39 @@ def test_every_experiment_gives_evidence(claim, tiny):
     assert asked <= {0, 1, 500, 501, 502}
 
 
+def test_a_run_that_diverges_leaves_a_claim_open():
+    fields = {"samples": 20, "width": 3, "steps": 6, "every": 3}
+    store = InProcess(lambda s: replace(s, **fields, lr=1e30) if s.steps > 1 else replace(s, samples=20, width=3))
+    token = STORE.set(store)
+    try:
+        for name in ("heavy-ball", "adam", "minibatch"):
+            claim = CLAIMS[f"networks/edge-{name}"]
+            with np.errstate(all="ignore"):
+                evidence = claim.experiment(seeds=2, activations=("relu",))
+            assert np.isnan(evidence.measured).all() and evidence.verdict(claim.relation) == Verdict.UNDECIDED
+    finally:
+        STORE.reset(token)
+
+
+def test_a_loss_that_blows_up_is_no_edge(monkeypatch):
+    """Heavy ball's: λ₁ is beyond the threshold in each, and one run falls off."""
+
+    def row(last):
+        found = {"stabilities": {"t": [0, 8], "ratio": [0.1, 9.0]}}
+        return {"diverged": False, "losses": [2.3, 2.0], "loss": last, "found": found}
+
+    monkeypatch.setattr(edge_optimizers, "first_sharpness", lambda made, master: [1.0 for _ in made])
+    monkeypatch.setattr(edge_optimizers, "rows_of", lambda *_: [[row(0.1), row(2.31)]])
+    evidence = edge_optimizers.heavy_ball(activations=("relu",), seeds=2)
+    assert evidence.measured.tolist() == [[1.0, 0.0]] and "above its start in 1 of 2" in evidence.holds_when
+
+
+def test_open_questions_of_ours_do_not_speak_for_the_sentence():
+    """It says that the meaning of the edge for ReLU networks is open: an answer limits it, and a no leaves it."""
+    questions = [c for c in MINE if "a question" in c.source]
+    assert len(questions) == 3 and {c.bears for c in questions} == {"limits"}
+
+
 def test_the_claims_are_these_and_about_sentence_four():
     assert len(MINE) == 11
     assert all(c.id.startswith("networks/edge-") and c.sentence == 4 and c.mutants and c.full for c in MINE)

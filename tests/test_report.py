@@ -291,14 +291,17 @@ def test_nothing_is_loaded_and_nothing_hostile_is_markup(ledger, page_text):
     assert f"script-src 'sha256-{digest}'" in page_text
 
 
-@pytest.mark.parametrize("relation", [equals(0.05), equals(0.01, absolute=True), at_most(), at_most(0.2), at_least(1)])
+@pytest.mark.parametrize(
+    "relation",
+    [equals(0.05), equals(0.01, absolute=True), at_most(), at_most(0.2), at_least(1), at_least(strict=True)],
+)
 def test_the_margins_are_the_ledgers(relation):
     evidence = Evidence("x", noisy([1.0, 0.0, -2.0, 5e4]), [1.01, 0.0, -2.1, 3e4], list("abcd"))
     row, _ = Claim("a/b", "", "", 1, relation, lambda: evidence, {}).run()
     assert relation_of(row) == relation
     cases, scale = table(row)
     lows = [low for low, _ in evidence.margins(relation)]
-    assert [case.holds for case in cases] == [low >= 0 for low in lows]
+    assert [case.holds for case in cases] == [relation.holds(low) for low in lows]
     assert scale is not None
     assert scale.low <= 0 <= scale.high
     for case, low in zip(cases, lows, strict=True):

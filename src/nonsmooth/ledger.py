@@ -74,6 +74,10 @@ DIGITS = 300
 """A whole number of more digits is read as a float, which may be infinite: it can then be compared and drawn."""
 
 
+STRICTLY = {"at most": "less than", "at least": "more than"}
+"""A relation in words, and the same where a margin of 0 is not enough."""
+
+
 class Verdict(StrEnum):
     """What the evidence says of a claim.
 
@@ -91,7 +95,8 @@ class Relation:
     """What a measurement must satisfy: `margin(measured, predicted)` is positive where it does.
 
     For `equals` the margin is within − |m − p|/s, for `at_most` (p − m)/s + slack and for `at_least` its mirror
-    image, with s = |p|, or 1 where the prediction is 0 or `absolute` is set.
+    image, with s = |p|, or 1 where the prediction is 0 or `absolute` is set. A margin of 0 satisfies it unless it is
+    `strict`.
 
     >>> equals(within=0.1).margin(1.05, 1.0) > 0
     True
@@ -100,6 +105,10 @@ class Relation:
     kind: Literal["equals", "at most", "at least"]
     tolerance: float
     absolute: bool = False
+    strict: bool = False
+
+    def holds(self, margin: float) -> bool:
+        return margin > 0 or (margin == 0 and not self.strict)
 
     def margin(self, measured: float, predicted: float) -> float:
         scale = 1.0 if self.absolute or predicted == 0 else abs(predicted)
@@ -127,7 +136,8 @@ class Relation:
             case "equals":
                 return f"equals the prediction within {size}"
             case _:
-                return f"is {self.kind} the prediction" + (f", give or take {size}" if self.tolerance else "")
+                words = STRICTLY[self.kind] if self.strict else self.kind
+                return f"is {words} the prediction" + (f", give or take {size}" if self.tolerance else "")
 
 
 def equals(within: float, absolute: bool = False) -> Relation:
@@ -139,31 +149,31 @@ def equals(within: float, absolute: bool = False) -> Relation:
     return Relation("equals", within, absolute)
 
 
-def at_most(slack: float = 0.0, absolute: bool = False) -> Relation:
-    """The measurement is at most the prediction.
+def at_most(slack: float = 0.0, absolute: bool = False, strict: bool = False) -> Relation:
+    """The measurement is at most the prediction; less, if `strict`: a tie is not.
 
     >>> at_most().margin(3.0, 2.0)
     -0.5
     """
-    return Relation("at most", slack, absolute)
+    return Relation("at most", slack, absolute, strict)
 
 
-def at_least(slack: float = 0.0, absolute: bool = False) -> Relation:
-    """The measurement is at least the prediction.
+def at_least(slack: float = 0.0, absolute: bool = False, strict: bool = False) -> Relation:
+    """The measurement is at least the prediction; more, if `strict`: a tie is not.
 
-    >>> at_least().margin(3.0, 2.0)
-    0.5
+    >>> at_least().margin(3.0, 2.0), str(at_least(strict=True))
+    (0.5, 'is more than the prediction')
     """
-    return Relation("at least", slack, absolute)
+    return Relation("at least", slack, absolute, strict)
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What an experiment found: `measured` (cases, samples), `predicted` (cases,), a label for each case.
 
-    Samples of a case are independent (problems or starts drawn afresh); one sample means a computation without
-    chance in it, and its interval is the number itself. `what` names the quantity, `holds_when` the measured
-    conditions; `plots` are the figures and `data` the dataset behind them.
+    Samples of a case are independent (problems or starts drawn afresh). The interval of a single one is the number
+    itself: nothing is left to chance, or `what` says that it is the worst of so many draws. `what` names the quantity,
+    `holds_when` the measured conditions; `plots` are the figures and `data` the dataset behind them.
 
     >>> Evidence("norm", [[1.0, 1.2]], [1.1], ["λ = 1"]).means.tolist()
     [1.1]
@@ -211,9 +221,9 @@ class Evidence:
     def verdict(self, relation: Relation) -> Verdict:
         """Supported, refuted or undecided."""
         margins = self.margins(relation)
-        if any(high < 0 for _, high in margins):
+        if any(not math.isnan(high) and not relation.holds(high) for _, high in margins):
             return Verdict.REFUTED
-        return Verdict.SUPPORTED if all(low >= 0 for low, _ in margins) else Verdict.UNDECIDED
+        return Verdict.SUPPORTED if all(relation.holds(low) for low, _ in margins) else Verdict.UNDECIDED
 
 
 @dataclass(frozen=True)
@@ -265,7 +275,7 @@ class Claim:
             "measured": _numbers(evidence.means),
             "noise": _numbers(evidence.half_widths),
             "predicted": _numbers(evidence.predicted),
-            "slack": _number(min(low for low, _ in margins)),
+            "slack": _number(float(np.min([low for low, _ in margins]))),
             "verdict": str(verdict),
             "holds_when": evidence.holds_when,
             "mutants": mutants,

@@ -41,7 +41,8 @@ def top_eigenvalue(f: Logistic, w: np.ndarray) -> float:
     "edge/orbit-curvature",
     says="Wherever full-batch GD stays bounded without converging, smooth or not, its orbit curvature κ̄ is 2/η, also "
     "where every Hessian on the way is 0.",
-    source="our statement: ‖g‖² telescopes; " + PAPER.format(4),
+    source="our statement, an identity: ‖g‖² telescopes, so that only a run that converges can fail it; "
+    + PAPER.format(4),
     sentence=4,
     relation=equals(within=0.01),
     mutants={"heavy ball, whose orbits have another factor": {"rule": HeavyBall, "starts": 4}},

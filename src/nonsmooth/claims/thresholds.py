@@ -179,7 +179,7 @@ def adaptive_rules_stay_bounded(
         far.append([float(run.largest.max() if run.diverged_at.isnull().all() else np.inf) / lr for run in runs])
     rows = [[name, *(f"{v:.3g}" for v in found)] for name, found in zip(rules, far, strict=True)]
     return Evidence(
-        "largest |xᵢ| of all runs, in steps η",
+        f"largest |xᵢ| of all {starts * len(conditions)} runs, in steps η",
         np.max(far, axis=1),
         1000.0,
         list(rules),

@@ -175,7 +175,7 @@ def floor_follows(
 
     found, curve = ([largest(float(rho)) for rho in some] for some in (ratios, scan))
     return Evidence(
-        "largest |w| over λη/ρ at the end",
+        f"largest |w| over λη/ρ at the end, of {starts} starts",
         found,
         1.0,
         [f"ρ = {rho:g}" for rho in ratios],

@@ -62,10 +62,10 @@ def subgradient_worst_case(ns: Sequence[int] = (3, 6, 12, 20), ties: Any = "firs
 
 
 def random_maxima(n: int, master: int, count: int = 20) -> list[tuple[MaxLinear, np.ndarray, float]]:
-    """Maxima of 2n linear functions with unit slopes in dimension n, those that have a minimiser x*; x*, and f*."""
+    """Maxima of 2n linear functions with unit slopes in dimension n, x*, and f*: the first that have a minimiser x*."""
     rng = np.random.default_rng(master)
-    found = []
-    for _ in range(count):
+    found: list[tuple[MaxLinear, np.ndarray, float]] = []
+    while len(found) < count:  # half of them have one, in any dimension (Wendel 1962)
         A = rng.standard_normal((2 * n, n))
         f = MaxLinear(A / np.linalg.norm(A, axis=1, keepdims=True), 0.1 * rng.standard_normal(2 * n))
         best = f.minimiser

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nonsmooth.ledger import Relation
+from nonsmooth.ledger import STRICTLY, Relation
 from nonsmooth.pages.numbers import align, interval, percent, show, signed
 
 __all__ = ["Case", "Scale", "relation_of", "table"]
 
-WORDS = re.compile(r"(?:is )?(equals|at most|at least) the prediction(?:(?: within|, give or take) (\S+)( %)?)?")
+KINDS = {words: (kind, True) for kind, words in STRICTLY.items()}
+KINDS |= {kind: (kind, False) for kind in ("equals", *STRICTLY)}
+WORDS = re.compile(rf"(?:is )?({'|'.join(KINDS)}) the prediction(?:(?: within|, give or take) (\S+)( %)?)?")
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ def relation_of(row: Mapping[str, Any]) -> Relation | None:
 
     >>> relation_of({"relation": "equals the prediction within 5 %", "measured": [1.0], "noise": [0.0],
     ...              "predicted": [1.0], "slack": 0.05})
-    Relation(kind='equals', tolerance=0.05, absolute=False)
+    Relation(kind='equals', tolerance=0.05, absolute=False, strict=False)
     """
     found = WORDS.fullmatch(row["relation"])
     if found is None:
         return None
-    kind, size, per_cent = found.groups()
+    words, size, per_cent = found.groups()
+    kind, strict = KINDS[words]
     try:
         tolerance = float(size or 0) / (100 if per_cent else 1)
     except ValueError:
@@ -76,7 +79,7 @@ def relation_of(row: Mapping[str, Any]) -> Relation | None:
         return None
     stated = bool(size) and not per_cent
     for absolute in (stated, not stated):
-        candidate = Relation(kind, tolerance, absolute)  # type: ignore[arg-type]
+        candidate = Relation(kind, tolerance, absolute, strict)  # type: ignore[arg-type]
         lows = [bounds[0] for bounds in margins(row, candidate) if bounds is not None]
         if row["slack"] is None or (lows and math.isclose(min(lows), row["slack"], rel_tol=1e-4, abs_tol=1e-6)):
             return candidate
@@ -140,7 +143,7 @@ def table(row: Mapping[str, Any]) -> tuple[list[Case], Scale | None]:
         align([half for _, half in pairs]),
         align([show(p) for p in row["predicted"]]),
         texts,
-        [bound is not None and bound[0] >= 0 for bound in bounds],
+        [bound is not None and relation is not None and relation.holds(bound[0]) for bound in bounds],
         [None if place is None or scale is None else place_on(scale, place) for place in places],
         ["" if place is None or scale is None else scale.beyond(place[1]) for place in places],
         strict=True,

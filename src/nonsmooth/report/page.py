@@ -53,8 +53,10 @@ AGREEMENT = {
     "agree": ("supported", "the claims agree"),
     "disagree": ("refuted", "the claims disagree"),
     "in part": ("mixed", "the claims agree in part"),
+    "open": ("undecided", "left open by this run"),
+    "not tested": ("untested", "not tested in this run"),
 }
-"""The look and the words of `Text.verdict`."""
+"""The look and the words of what `Text.standing` says."""
 
 
 def write_report(out: Path) -> Path:
@@ -212,11 +214,7 @@ def _texts(texts: Sequence[Text], claims: Sequence[dict[str, Any]]) -> list[dict
     for text in texts:
         found = [run[name] for name in text.evidence if name in run]
         unsupported = sum(claim["verdict"] != Verdict.SUPPORTED for claim in found)
-        look, word = AGREEMENT[text.verdict]
-        if not found:
-            look, word = "untested", "not tested in this run"
-        elif unsupported:
-            look, word = "undecided", "left open by this run"
+        look, word = AGREEMENT[text.standing({claim["claim"]: claim["verdict"] for claim in claims})]
         shown.append(
             {
                 "text": text,

@@ -94,10 +94,15 @@ def first_sharpness(settings: Sequence[Setting], master: int) -> np.ndarray:
     return np.reshape(values, (len(settings), 3)).mean(axis=1)
 
 
+def seen(row: Mapping[str, Any], observer: str, column: str) -> np.ndarray:
+    """What an observer found at the steps looked at; one NaN where the run diverged or nobody looked."""
+    values = [] if row["diverged"] else row["found"].get(observer, {}).get(column, [])
+    return np.array(values or [np.nan], dtype=float)
+
+
 def tail_mean(row: Mapping[str, Any], observer: str, column: str) -> float:
     """The mean of a column over the steps looked at; NaN where the run diverged or nobody looked."""
-    values = [] if row["diverged"] else row["found"].get(observer, {}).get(column, [])
-    return float(np.mean(np.array(values, dtype=float))) if values else np.nan
+    return float(np.mean(seen(row, observer, column)))
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -158,7 +163,8 @@ def edge_table(cases: Sequence[str], found: Sequence[tuple[Setting, Figures]]) -
     "networks/edge-orbit-curvature",
     says="Full-batch GD at the edge of stability, on networks with kinks and without, under MSE and cross-entropy: the "
     "orbit curvature κ̄ is 2/η.",
-    source="our statement: ‖g‖² telescopes; " + PAPER.format(4),
+    source="our statement, an identity: ‖g‖² telescopes, so that only a run that converges can fail it; "
+    + PAPER.format(4),
     sentence=4,
     relation=equals(within=0.05),
     mutants={"GELU below the threshold, which converges": {"cases": (f"{HALF}: gelu",), "shown": ()}},
@@ -256,6 +262,7 @@ def sharpness_evidence(cases: Sequence[str], data: str, seeds: int, master: int)
     "λ₁ + κ_kink = 2/η.",
     source="our statement, a question: does κ_kink make up for what λ₁ lacks?",
     sentence=4,
+    bears="limits",
     relation=equals(within=0.05),
     mutants={"GELU, which has no kinks and overshoots": {"cases": (f"{NARROW}: gelu",)}},
     full={"cases": tuple(c for c in (*EDGE, *CONVOLVED) if "relu" in c), "seeds": 10},
@@ -297,6 +304,7 @@ def kinks_fill_the_gap(
     "by the frozen split and by the path split.",
     source="our statement, a question: how much of the edge of ReLU networks is made of kinks?",
     sentence=4,
+    bears="limits",
     relation=at_least(),
     mutants={"GELU, which has no kinks": {"activation": "gelu", "splits": ("κ_kink/κ",)}},
     full={"networks": (DEEP, NARROW, CNNS[1]), "seeds": 10},

@@ -30,12 +30,13 @@ __all__: list[str] = []
 
 @claim(
     "networks/edge-below-the-threshold",
-    says="Below the classical threshold, with the sharpness λ₁ at half of 2/η, the orbit curvature κ̄ of ReLU networks "
-    "exceeds λ₁ and is near 2/η; that of their smooth twins, which converge, is near 0.",
-    source="our statement: κ̄ ≤ L by co-coercivity (Nesterov 2004, theorem 2.1.5), and ‖g‖² telescopes",
+    says="Below the classical threshold, where the sharpness λ₁ is less than 2/η, the orbit curvature κ̄ of ReLU "
+    "networks exceeds λ₁; that of their smooth twins, which converge, does not.",
+    source="our statement; for convex f with L for λ₁, κ̄ ≤ L by co-coercivity (Nesterov 2004, theorem 2.1.5): a "
+    "network's loss is not convex, and its twin is what it is compared with",
     sentence=4,
     relation=at_least(),
-    mutants={"GELU, with a similar sharpness": {"activations": ("gelu",)}},
+    mutants={f"GELU, {network}": {"activations": ("gelu",), "networks": (network,)} for network in (HALF, MORE)},
     full={"networks": (HALF, MORE, WAVES), "seeds": 10},
 )
 def below_the_threshold(
@@ -88,6 +89,7 @@ def below_the_threshold(
     "meet, by the frozen split and by the path split.",
     source="our statement, a question: how much of the edge of ReLU networks is made of kinks?",
     sentence=4,
+    bears="limits",
     relation=at_least(),
     mutants={"the same networks at the edge": {"networks": (DEEP,)}},
     full={"networks": (HALF, MORE, WAVES), "seeds": 10},

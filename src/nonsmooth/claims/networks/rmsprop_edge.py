@@ -250,15 +250,14 @@ def sgd_steps_meet_kinks_too(
 ) -> Evidence:
     rms = decades_of_curvature(twins, "cross_entropy", seeds, master, data)
     sgd = decades_of_curvature(twins, sgd_loss, seeds, master, data, optimizer="sgd", lr=lr)
-    losses = {
-        name: np.mean([row["loss"] for row in trained("relu", "cross_entropy", seeds, master, data, name)])
-        for name in ("rmsprop", "sgd")
-    }
+    rms_runs = trained("relu", "cross_entropy", seeds, master, data)
+    sgd_runs = trained("relu", sgd_loss, seeds, master, data, "sgd", lr=lr)
+    ends = [np.mean(np.array([row["loss"] for row in rows], dtype=float)) for rows in (rms_runs, sgd_runs)]
     return Evidence(
         "decades of RMSProp's factor less those of SGD's",
         rms - sgd,
         0.0,
         [f"against {act}" for act in twins],
         holds_when=f"both have left the edge; the factor is 10^{rms.mean():.2f} with RMSProp and 10^{sgd.mean():.2f} "
-        f"with SGD at η = {lr:g}, the loss at the end {losses['rmsprop']:.2g} and {losses['sgd']:.2g}",
+        f"with SGD at η = {lr:g}, the loss at the end {ends[0]:.2g} and {ends[1]:.2g}",
     )

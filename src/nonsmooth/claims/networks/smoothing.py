@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nonsmooth.claims.networks.convergence import RATES, SLOW, WIDE, Names, Trained, at_best_rates, network
+from nonsmooth.claims.networks.edge import seen
 from nonsmooth.claims.problems import PAPER
 from nonsmooth.ledger import Evidence, at_least, at_most, claim, equals
 from nonsmooth.networks import drawn, runs_of
@@ -34,15 +35,15 @@ def softplus_runs(
 
 
 def effective(rows: Sequence[Mapping[str, Any]], reduce: Any = np.max) -> np.ndarray:
-    """The largest ‖g⁺ − g‖/‖D‖ of the steps that were watched, run by run."""
-    return np.array([reduce(row["found"]["steps"]["lipschitz"]) for row in rows])
+    """The largest ‖g⁺ − g‖/‖D‖ of the steps that were watched, run by run; NaN where a run diverged."""
+    return np.array([reduce(seen(row, "steps", "lipschitz")) for row in rows])
 
 
 def least_constants(names: Names, rate: float, seeds: int, master: int, **fields: Any) -> dict[str, np.ndarray]:
     """What the gradient's Lipschitz constant must be at least near the initial weights, run by run."""
     options = fields | {"lr": rate, "steps": 1, "watch": ("zeroed_units",)}
     rows = runs_of([s for name in names for s in drawn(network(name, **options), seeds, master)])
-    values = np.array([row["found"]["zeroed_units"]["value"][0] for row in rows]).reshape(len(names), seeds)
+    values = np.array([seen(row, "zeroed_units", "value")[0] for row in rows]).reshape(len(names), seeds)
     return dict(zip(names, values, strict=True))
 
 
