@@ -110,6 +110,11 @@ SIZES = {
         ["lam", "rule_lr"],
     ),
     "other-labels": ((Huber(), Gradient(array([0.1, 0.2], "lr", lr=[7, 8]))), {"lr": 2}, ["lr", "rule_lr"]),
+    "selected-before": (
+        (Huber(), Gradient(array([0.1, 0.2], "config", lam=3.0, lr=0.1)), L1([1.0, 2.0])),
+        {"config": 2, "lam": 2},
+        ["lam", "lr"],
+    ),
     "nested": ((Huber(), Averaging(Gradient(InverseSqrt([0.1, 0.2])))), {"lr": 2}, ["lr"]),
     "arrays-by-nature": ((Quadratic([1.0, 2.0]), Gradient(0.1), L1(1.0, weights=[1.0, 2.0])), {}, []),
     "number-in-an-array": ((Huber(), Gradient(np.array(0.1)), L1(np.float64(1.0))), {}, []),
@@ -123,6 +128,7 @@ def test_span(records, sizes, labels):
     assert sorted(grid.coords) == sorted(labels)
     assert (grid.shape, grid.runs) == (tuple(sizes.values()), int(np.prod([*sizes.values()], dtype=int)))
     xr.Dataset({}, grid.coords)  # the labels fit together
+    assert all(grid.flat(labelled).shape == (grid.runs,) for labelled in grid.numbers.values())
 
 
 def test_labels_are_the_values():

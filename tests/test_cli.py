@@ -11,8 +11,12 @@ from importlib.metadata import version
 
 import pytest
 import xarray as xr
+from rich.console import Console
+from typer.testing import CliRunner
 
+from nonsmooth import claims, cli  # noqa: F401 (the claims, before the ledger is another)
 from nonsmooth.config import read_config
+from nonsmooth.ledger import CLAIMS, Evidence, claim, equals, read_rows
 from nonsmooth.objectives import LeastSquares
 from nonsmooth.rules import Averaging, Cosine, Gradient
 
@@ -68,6 +72,28 @@ def test_reproduce_some_then_show_report_and_strict(tmp_path):
     assert page.stat().st_size == pytest.approx(len(first), rel=0.01)
     shown = nonsmooth("show", "edge/huber-orbits", cwd=tmp_path)
     assert shown.returncode == 0 and "Holds when" in shown.stdout and "refuted" in shown.stdout
+
+
+@pytest.fixture
+def two_claims():
+    """In place of the ledger: one that is supported, and one that is refuted."""
+    kept = dict(CLAIMS)
+    CLAIMS.clear()
+    for name, x in {"l1/right": 1.0, "l1/wrong": 2.0}.items():
+        made = claim(name, says="A.", source="-", sentence=2, relation=equals(0.1), mutants={"3": {"x": 3.0}})
+        made(lambda x=x, master=0: Evidence("x", [x], [1.0], ["x"]))
+    yield
+    CLAIMS.clear()
+    CLAIMS.update(kept)
+
+
+def test_strict_judges_and_counts_what_was_run_alone(two_claims, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "screen", Console(width=100))
+    for only, code, count in (("*", 3, 2), ("*/right", 0, 1), ("*/wrong", 3, 1)):
+        done = CliRunner().invoke(cli.app, ["reproduce", "--strict", "--only", only])
+        assert (done.exit_code, f"\n{count} claims in" in done.output) == (code, True)
+    assert len(read_rows(tmp_path / "out" / "verdicts.jsonl")) == 2
 
 
 def test_simulate_prints_means_and_writes_the_dataset(tmp_path):

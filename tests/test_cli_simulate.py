@@ -66,6 +66,18 @@ def test_every_column_has_its_name(simulate):
     assert "8 runs × 5 steps" in printed
 
 
+def test_diverged_runs_are_left_out_of_the_means_and_counted_beside_them(simulate):
+    config = """
+        objective = { name = "Quadratic", spectrum = [1.0] }
+        rule = { name = "Gradient", lr = [1.0, 1e30] }
+        run = { steps = 8, x0 = 1.0, seeds = 2, record = ["value"] }
+        """
+    code, printed = simulate(config)
+    assert code == 0 and "of the runs that did not diverge" in " ".join(printed.split())
+    assert cells(printed) == (["lr", "value", "diverged"], [["1", "0", "0"], ["1e+30", "nan", "2"]])
+    assert "4 runs × 8 steps, 2 diverged" in printed
+
+
 def test_a_run_without_numbers_to_average_prints_its_size_alone(simulate):
     assert simulate(SCALAR.replace("steps = 4", 'steps = 4, record = ["x"]')) == (0, "1 runs × 4 steps\n")
 

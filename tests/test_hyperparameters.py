@@ -25,7 +25,7 @@ from nonsmooth.hyperparameters import (
     like,
 )
 from nonsmooth.objectives import Huber, LeastSquares, MaxLinear, Quadratic, random_least_squares
-from nonsmooth.penalties import L1, ElasticNet, GroupLasso
+from nonsmooth.penalties import L1, NM, ElasticNet, GroupLasso
 from nonsmooth.rules import Averaging, Constant, Cosine, HeavyBall, InverseSqrt
 from zoo import DATA, LIBRARIES, OBJECTIVES, PENALTIES, over
 
@@ -194,6 +194,14 @@ def test_what_the_fields_become():
     assert repr(sample) == "Sample(real=-1, rate=2, strength=[0.0, 1.0], share=0.5, data=3.0, name='x')"
     assert repr(Quadratic(LONG)) == "Quadratic(spectrum=array of shape (10,))"
     assert repr(L1(xr.DataArray(LONG, dims="lam"))) == "L1(lam=DataArray over lam, weights=None)"
+
+
+def test_structure_is_pythons_own_numbers():
+    """A NumPy scalar among them would keep torch from reading a state with weights_only."""
+    given = GroupLasso(1.0, dim=np.int64(1), scale_by_size=np.bool_(True))
+    assert type(given.dim) is int and type(given.scale_by_size) is bool
+    assert given == GroupLasso(1.0, dim=1, scale_by_size=True)
+    assert NM(np.int64(2), np.int64(4)) == NM(2, 4)
 
 
 REAL, POSITIVE, SHARE = "a finite number", "a finite number above 0", "a number in [0, 1)"

@@ -22,12 +22,12 @@ from torch.nn.functional import cross_entropy
 from nonsmooth.networks import Setting, Store, drawn
 from nonsmooth.networks import models as building
 from nonsmooth.networks.activations import KINKED, SMOOTH, activation, gain
-from nonsmooth.networks.data import CIFAR_ROW, load
+from nonsmooth.networks.data import CIFAR_ROW, load, origin
 from nonsmooth.networks.models import build
 from nonsmooth.networks.observers import OBSERVERS
 from nonsmooth.networks.training import Run, trained
 
-ANYWHERE = ("steps", "batch_steps", "path_splits", "sharpnesses", "stabilities")
+ANYWHERE = ("steps", "path_splits", "sharpnesses", "stabilities")
 """Observers that every setting can have."""
 SMALL = Setting(samples=60, width=8, steps=6, lr=0.2)
 
@@ -187,6 +187,17 @@ def test_mnist_from_disk_trains(mnist):
     assert sorted(data.y) == sorted(np.arange(30) % 10)
     row = trained(Setting(data=str(mnist), samples=20, width=4, steps=3, model="cnn"))
     assert row["losses"][-1] < row["losses"][0]
+
+
+def test_the_key_is_of_the_bytes_in_the_folder(mnist):
+    before = Setting(data=str(mnist)).key
+    path = mnist / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x03")
+    assert Setting(data=str(mnist)).key == before  # as `load` keeps what it has read
+    origin.cache_clear()
+    assert Setting(data=str(mnist)).key != before
+    with pytest.raises(ValueError, match="there are no data 'nowhere'; give digits, mnist1d or a folder"):
+        _ = Setting(data="nowhere").key
 
 
 def test_cifar_from_disk(tmp_path):
@@ -406,6 +417,23 @@ def test_what_ended_before_a_kill_is_not_made_again(tmp_path):
     assert not made or max(made) <= 6
     assert all(row in rows for row in ended.values())
     assert len({row["key"] for row in rows}) == 8
+
+
+class Newer:
+    """Processes that began when the sources were others, and name their rows accordingly."""
+
+    def each(self, work, items):
+        yield from ({"key": "of other sources"} for _ in items)
+
+    def close(self):
+        pass
+
+
+def test_what_changes_while_runs_are_made_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("nonsmooth.networks.store.Processes", Newer)
+    with pytest.raises(ValueError, match="the sources or the data changed while runs were made; run again"):
+        Store(tmp_path / "runs.jsonl").run([SMALL])
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 def test_a_store_that_cannot_be_written_says_so(tmp_path):

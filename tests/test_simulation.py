@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sklearn.linear_model import Lasso
 
 import nonsmooth as ns
 from nonsmooth import progress as pace
+from nonsmooth.hyperparameters import Positive
 from nonsmooth.objectives import (
     Absolute,
     Huber,
@@ -304,6 +306,11 @@ def test_starts():
     onwards = first(f, x0=first(f, x0=STARTS).transpose("coordinate", "start"))  # one run starts where another ended
     np.testing.assert_array_equal(onwards, STARTS)
     assert onwards.dims == ("start", "coordinate")
+    rates = Gradient([1e-300, 2e-300])
+    ended = simulate(f, rates, x0=array(STARTS, "start", "point"), steps=1).x_final.sel(lr=1e-300)
+    again = simulate(f, rates, x0=ended, steps=1).x_final  # over the rates of which one was selected
+    assert again.dims == ("lr", "start", "coordinate")
+    np.testing.assert_array_equal(again, [STARTS, STARTS])
 
 
 # ── what is kept ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -385,6 +392,22 @@ def test_gap_of_the_lasso_over_lambda_is_scikit_learns():
         np.testing.assert_allclose(minimise(f, L1(lam)).minimiser, w, atol=1e-8)
     given = simulate(f, Gradient(0.1), penalty=L1(lams), steps=9, record=("value", "gap"), f_star=0.125)
     np.testing.assert_array_equal(given.gap, given.value - 0.125)
+
+
+@dataclass(frozen=True)
+class Named(Gradient):
+    """A rule with a field of L1's name."""
+
+    lam: Positive = 1.0
+
+
+def test_gap_where_the_rule_has_a_field_of_the_penaltys_name():
+    f, lams = LeastSquares(np.eye(2), [3.0, 0.1]), np.array([0.5, 1.0, 2.0])
+    run = simulate(f, Named(0.1, lam=[1.0, 2.0]), penalty=L1(lams), steps=2, record=("value", "gap"))
+    best = run.value - run.gap
+    assert best.dims == ("rule_lam", "penalty_lam", "step")
+    known = 3 * lams - lams**2 / 2 + 0.1**2 / 2  # at (3 − λ, 0)
+    np.testing.assert_allclose(best, np.broadcast_to(known[:, None], best.shape), rtol=1e-12)
 
 
 def test_minimise_states_its_residual_and_says_when_it_fails():

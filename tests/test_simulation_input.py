@@ -12,6 +12,7 @@ from nonsmooth.objectives import (
     Absolute,
     Huber,
     LeastSquares,
+    MaxQuadratic,
     Quadratic,
     breast_cancer,
     random_least_squares,
@@ -22,10 +23,11 @@ from nonsmooth.rules import (
     Adam,
     Cosine,
     Gradient,
+    InverseSqrt,
     RMSProp,
     StepDecay,
 )
-from nonsmooth.simulation import orbit_curvature, simulate
+from nonsmooth.simulation import minimise, orbit_curvature, simulate
 from runs import EDGES, TALL, array
 from zoo import over
 
@@ -58,10 +60,26 @@ def named(name):
     return measure
 
 
+def pair(m):
+    return {"value": m.value, "loss": m.loss}
+
+
+def by_numpy(m):
+    return np.asarray(m.x).max()
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "variable": (call(record="valeu"), "record: there is no variable 'valeu'; choose from value, loss, gap, "),
     "variable-number": (call(record=3), "record: there is no variable 3; choose from "),
     "variable-list": (call(record=[["x"]]), "record: there is no variable ['x']; choose from "),
+    "variable-dict": (
+        call(record=pair),
+        "record: pair must return a number or one array, not dict; make a function of each.",
+    ),
+    "variable-numpy": (
+        call(record=by_numpy),
+        "record: by_numpy asks for the value of what JAX traces; compute with jax.numpy, not NumPy, float or if.",
+    ),
     "lambda": (lambda: L1(-1.0), "L1: lam must be a finite number, 0 or above, not -1."),
     "step-size": (lambda: Gradient(0.0), "Gradient: lr must be a finite number above 0, not 0."),
     "empty": (lambda: Gradient([]), "Gradient: lr is empty; give at least one value."),
@@ -224,6 +242,22 @@ BAD: dict[str, tuple[Any, str]] = {
     "gap-saddle": (
         call(objective=Quadratic([-1.0, 1.0]), record="gap"),
         "Quadratic is not convex, so its minimum is not computed; pass f_star=.",
+    ),
+    "gap-scheduled": (
+        call(penalty=L1(InverseSqrt(1.0)), record="gap"),
+        "L1 is scheduled, so no one minimum is computed; take a constant penalty, or pass f_star=.",
+    ),
+    "minimise-swept": (
+        lambda: minimise(MaxQuadratic(4, 4, mu=[1.0, 2.0])),
+        "minimise: MaxQuadratic is swept over mu; minimise it at each value.",
+    ),
+    "scheduled-objective": (
+        lambda: Huber(InverseSqrt(1.0)),
+        "Huber: delta must be a finite number above 0, not InverseSqrt(lr=1).",
+    ),
+    "scheduled-schedule": (
+        lambda: Cosine(InverseSqrt(1.0), steps=9),
+        "Cosine: lr must be a finite number above 0, not InverseSqrt(lr=1).",
     ),
     "gap-sweep": (
         call(objective=Huber([1.0, 2.0]), penalty=L1(1.0), record="gap"),

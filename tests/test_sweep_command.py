@@ -44,7 +44,8 @@ def command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     lines = Console(width=200), Console(width=200, stderr=True)
-    (tmp_path / "mine.py").write_text(MINE)
+    for name, source in {"mine": MINE, "lacks": "import not_there", "cut": "def train(lr)"}.items():
+        (tmp_path / f"{name}.py").write_text(source)
 
     def run(config, *options):
         (tmp_path / "sweep.toml").write_text(config)
@@ -145,6 +146,14 @@ def test_what_is_refused_is_said(command, config, sentence):
         (GRID, ("--import", "mine"), "sweep.toml: names no function, so --import means nothing; leave it out."),
         (GRID, ("--dask", "tcp://127.0.0.1:1"), "--workers and --dask exclude each other; give one."),
         (FUNCTION, ("--import", "nowhere"), "there is no module 'nowhere' here."),
+        (FUNCTION, ("--import", "nowhere.train"), "there is no module 'nowhere.train' here."),
+        (
+            FUNCTION,
+            ("--import", "./mine.py"),
+            "--import takes the name of a module, as mine or package.mine, not './mi",
+        ),
+        (FUNCTION, ("--import", "lacks"), "lacks: cannot be imported (No module named 'not_there')."),
+        (FUNCTION, ("--import", "cut"), "cut: cannot be imported (expected ':' (cut.py, line 1))."),
         (FUNCTION.replace("train", "tain"), ("--import", "mine"), "mine: has no function 'tain'."),
         (FUNCTION.replace("seed", "batch"), ("--import", "mine"), "sweep: train(lr="),
     ],

@@ -149,7 +149,8 @@ def span(leaves: list[Leaf], extra: Mapping[str, xr.DataArray]) -> Grid:
                     f"{who} has shape {values.shape}; give a flat list, or a DataArray that names its dimensions."
                 )
             values = xr.DataArray(values, dims=name)
-        labelled = values.astype(np.float64)
+        scalars = [label for label, of in values.coords.items() if not of.dims]  # what selecting leaves behind
+        labelled = values.drop_vars(scalars).astype(np.float64)
         if labelled.dims == (name,):
             labelled = labelled.assign_coords({name: labelled.values})
         else:

@@ -4,7 +4,7 @@
 `reproduce` tests claims about non-smooth training;
 `simulate` and `sweep` make runs of your own.
 
-Exit codes: 0, all was done (and with --strict every claim is supported);
+Exit codes: 0, all was done (and with --strict every claim run is supported);
 1, an experiment failed; 2, the input was wrong or a part is not installed;
 3, --strict and a claim is not supported; 130, interrupted.
 """
@@ -91,7 +91,9 @@ def reproduce(
     out: Out = Path("out"),
     full: Annotated[bool, typer.Option("--full", help="The larger samples.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The master seed; 0 is the one in the source.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 unless every claim is supported.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 unless every claim that was run is supported.")
+    ] = False,
     data: Annotated[
         str | None, typer.Option("--data", help="For claims on networks: digits, mnist1d, a folder of MNIST, CIFAR-10.")
     ] = None,
@@ -110,6 +112,7 @@ def reproduce(
             errors.print(f"Left out: {left} claims on networks, which need torch: pip install 'nonsmooth[torch]'")
         check_rows(list(kept_rows(out, chosen).values()))
         began, count = time.perf_counter(), len(chosen)
+        found: list[dict[str, Any]] = []
         failure: ExperimentError | None = None
         runs = ""
         with screen.status(f"testing {count} claims") as status:
@@ -122,6 +125,7 @@ def reproduce(
             def tell(row: dict[str, Any]) -> None:
                 nonlocal count
                 count -= 1
+                found.append(row)
                 status.update(f"{count} claims to go{runs}")
                 screen.print(f"{_badge(row['verdict'])} {row['claim']}  [dim]{row['seconds']:.1f} s[/]")
 
@@ -133,13 +137,12 @@ def reproduce(
             page = write_report(out)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"the verdicts are in {out}; for the page run: nonsmooth report {out}") from None
-        rows = read_rows(out / "verdicts.jsonl")
-        _print_sentences(rows)
-        screen.print(f"\n{len(rows)} claims in {time.perf_counter() - began:.0f} s. Open [bold]{escape(str(page))}[/]")
+        _print_sentences(read_rows(out / "verdicts.jsonl"))
+        screen.print(f"\n{len(found)} claims in {time.perf_counter() - began:.0f} s. Open [bold]{escape(str(page))}[/]")
         if failure is not None:
             errors.print(f"Failed: {escape(str(failure))}")
             raise typer.Exit(1)
-        if strict and any(row["verdict"] != "supported" for row in rows):
+        if strict and any(row["verdict"] != "supported" for row in found):
             raise typer.Exit(3)
 
 
@@ -294,14 +297,16 @@ def _function(module: str | None, name: str) -> Any:
     """A function by its name, from the module of --import alone."""
     if module is None:
         raise ValueError(f"the file names the function {name!r}; say where it is: --import MODULE.")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ValueError(f"--import takes the name of a module, as mine or package.mine, not {module!r}.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise ValueError(f"there is no module {module!r} here.") from None
+    except (ImportError, SyntaxError) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no module {module!r} here.") from None
+        raise ValueError(f"{module}: cannot be imported ({error}).") from None
     if not callable(getattr(found, name, None)):
         raise ValueError(f"{module}: has no function {name!r}.")
     return getattr(found, name)
@@ -363,22 +368,32 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 def _print_dataset(dataset: Any) -> None:
-    """The mean of each recorded variable over its last half, for each combination of hyper-parameters."""
+    """The mean of each recorded variable over its last half, for each combination of hyper-parameters.
+
+    Runs that diverged are left out of it and counted beside it.
+    """
     swept = [str(dim) for dim in dataset.diverged_at.dims if dim != "seed"]
+    diverged = dataset.diverged_at.notnull()
+    runs, lost = int(diverged.size), int(diverged.sum())
     late = dataset.isel(step=slice(dataset.sizes["step"] // 2, None)).drop_vars(["x_final", "diverged_at"])
+    if lost:
+        late = late.where(~diverged)
     means = late.mean([dim for dim in ("step", "seed") if dim in late.dims])
     names = [name for name, values in means.data_vars.items() if set(values.dims) <= set(swept)]
     if names:
         columns = [means[name].broadcast_like(means[names]).transpose(*swept).values.ravel() for name in names]
+        title = "means over the last half of the steps"
+        if lost:
+            title += ", of the runs that did not diverge"
+            columns.append(diverged.sum([dim for dim in diverged.dims if dim == "seed"]).values.ravel())
+            names.append("diverged")
         labels = itertools.product(*(means[dim].values for dim in swept))  # a dimension without labels counts from 0
-        table = Table(*map(escape, swept), *map(str, names), title="means over the last half of the steps")
+        table = Table(*map(escape, swept), *map(str, names), title=title)
         for row in itertools.islice(zip(labels, *columns, strict=True), SHOWN):
             table.add_row(*(f"{value:.4g}" for value in (*row[0], *row[1:])))
         screen.print(table)
         if len(columns[0]) > SHOWN:
             screen.print(f"… and {len(columns[0]) - SHOWN} rows more; --out keeps them all.")
-    lost = int(dataset.diverged_at.notnull().sum())
-    runs = int(dataset.diverged_at.size)
     screen.print(f"{runs} runs × {dataset.attrs['steps']} steps" + (f", {lost} diverged" if lost else ""))
 
 

@@ -21,7 +21,7 @@ import contextlib
 import functools
 import typing
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_torch_array
@@ -98,6 +98,9 @@ def like(a: Any, x: Any) -> Any:
 class Hyperparameters:
     """The base of every record: checks its fields, compares and hashes by content."""
 
+    may_be_scheduled: ClassVar[bool] = True
+    """Whether a number may be a schedule."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in ("__eq__", "__hash__", "__repr__"):  # kept by @dataclass, which would compare arrays by truth
@@ -107,14 +110,16 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         for name, kind in kinds(type(self)).items():
             value = getattr(self, name)
-            scheduled = kind is not None and not kind.is_array and isinstance(value, Schedule)
-            if kind is not None and not scheduled and not (kind.optional and value is None):
+            if kind is None:
+                object.__setattr__(self, name, value.item() if isinstance(value, np.generic) else value)
+                continue
+            scheduled = self.may_be_scheduled and not kind.is_array and isinstance(value, Schedule)
+            if not scheduled and not (kind.optional and value is None):
                 object.__setattr__(self, name, self._checked(name, value, kind))
         cls: Any = type(self)
         for name, hint in _structure(cls).items():
             value = getattr(self, name)
-            is_bool = isinstance(value, (bool, np.bool_))
-            if not is_bool if hint is bool else is_bool or not isinstance(value, (int, np.integer)):
+            if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
                 with contextlib.suppress(TypeError):
                     self.validate()  # which may say it better
                 must = "True or False" if hint is bool else "a whole number"
@@ -171,6 +176,8 @@ class Hyperparameters:
 
 class Schedule(Hyperparameters):
     """A hyper-parameter that changes with the step: ``at(t)`` is a number, t = 1, 2, …"""
+
+    may_be_scheduled: ClassVar[bool] = False
 
 
 def _labelled(value: Any) -> bool:

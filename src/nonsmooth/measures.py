@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["MEASURES", "Measure", "Moment", "measures_of", "orbit_curvature"]
+__all__ = ["MEASURES", "Measure", "Moment", "measures_of", "orbit_curvature", "taken"]
 
 Measure = Callable[["Moment"], Any]
 
@@ -107,6 +107,28 @@ def measures_of(record: Any) -> dict[str, Measure]:
         if chosen.setdefault(name, measure) is not measure:
             raise ValueError(f"record: two functions are called {name!r}; give each its own name by def.")
     return chosen
+
+
+def taken(name: str, measure: Measure, moment: Moment) -> Any:
+    """What the measure makes of a moment that JAX traces, an array; raises ValueError where it makes none.
+
+    >>> taken("double", lambda m: 2 * m.t, Moment(3, *[None] * 7)).tolist()
+    6
+    """
+    import jax
+
+    try:
+        found = measure(moment)
+    except jax.errors.JAXTypeError as error:
+        raise ValueError(
+            f"record: {name} asks for the value of what JAX traces; compute with jax.numpy, not NumPy, float or if."
+        ) from error
+    try:
+        return jax.numpy.asarray(found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"record: {name} must return a number or one array, not {type(found).__name__}; make a function of each."
+        ) from error
 
 
 def need_free_names(names: Iterable[str], taken: Collection[str]) -> None:

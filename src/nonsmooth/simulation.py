@@ -12,27 +12,23 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from nonsmooth.axes import Grid, leaves_of, rebuilt, skeleton_of, span
-from nonsmooth.measures import MEASURES, Measure, Moment, measures_of, need_free_names, orbit_curvature
+from nonsmooth.measures import MEASURES, Measure, Moment, measures_of, need_free_names, orbit_curvature, taken
 from nonsmooth.objectives import Objective
-from nonsmooth.objectives.finite_sum import FiniteSum
 from nonsmooth.penalties import Penalty
 from nonsmooth.progress import Slices, need_memory
+from nonsmooth.request import check, seed_labels_of, starts_of
 from nonsmooth.rules import FISTA, Rule
 
 __all__ = ["MEASURES", "Moment", "minimise", "orbit_curvature", "simulate"]
 
 DIVERGED = 1e100
 """A run has diverged once a coordinate is not finite or larger than this: its square would soon overflow."""
-
-WHOLE = 2**53
-"""Counts and seeds go no further: above it float64 tells whole numbers no longer apart."""
 
 NARROW = 64
 """Up to this P the runs are the last axis of memory, which vectorises sums over coordinates; beyond, the first, which
@@ -87,9 +83,9 @@ def simulate(
     [0.125, 0.125, 0.125, 0.125]
     """
     measures = measures_of(record)
-    _check(objective, rule, penalty, penalty_by, steps, every, tail, batch_size, f_star)
-    seed_labels = _seed_labels(seeds, objective.shape[0])
-    starts = _starts(objective, x0, seed_labels)
+    check(objective, rule, penalty, penalty_by, steps, every, tail, batch_size, f_star)
+    seed_labels = seed_labels_of(seeds, objective.shape[0])
+    starts = starts_of(objective, x0, seed_labels)
     leaves = [*leaves_of("rule", rule), *leaves_of("penalty", penalty)]
     extra = {} if x0 is None else {"x0": starts.isel(coordinate=0, drop=True)}
     if seeds is not None:
@@ -133,20 +129,29 @@ def minimise(
     """argmin f + g for convex, L-smooth f by FISTA with restart at step 1/L, for every value swept in the penalty.
 
     Returns `minimiser` (…, coordinate), `minimum` and `residual`, the prox residual ‖x − prox_g(x − ∇f(x))‖ at
-    t = 1. Raises ValueError where f or g is not convex or f has no L, and ArithmeticError when that does not reach
-    `tol`·max(1, ‖∇f(0)‖) within `max_steps`.
+    t = 1. Raises ValueError where f or g is not convex, f has no L or is swept, or g is scheduled, and
+    ArithmeticError when that does not reach `tol`·max(1, ‖∇f(0)‖) within `max_steps`.
 
     >>> from nonsmooth.objectives import LeastSquares
     >>> from nonsmooth.penalties import L1
     >>> minimise(LeastSquares(np.eye(2), [3.0, 0.1]), L1(1.0)).minimiser.values.round(9).tolist()
     [2.0, 0.0]
     """
+    if swept := span([*leaves_of("objective", objective)], {}).sizes:
+        raise ValueError(
+            f"minimise: {type(objective).__name__} is swept over {', '.join(swept)}; minimise it at each value."
+        )
     L, mu = objective.constants.L, objective.constants.mu
     if not np.isfinite(L) or mu < 0:
         lacks = "is not convex" if mu < 0 else "has no Lipschitz gradient"
         raise ValueError(f"{type(objective).__name__} {lacks}, so its minimum is not computed; pass f_star=.")
     if penalty is not None and not penalty.convex:
         raise ValueError(f"{type(penalty).__name__} is not convex, so its minimum is not computed; pass f_star=.")
+    if penalty is not None and penalty.at(1) is not penalty:
+        raise ValueError(
+            f"{type(penalty).__name__} is scheduled, so no one minimum is computed; "
+            "take a constant penalty, or pass f_star=."
+        )
     x0: Any = np.zeros(objective.shape)
     scale = max(1.0, float(np.linalg.norm(objective.grad(x0))))
     done, chunk = 0, 2_000
@@ -176,104 +181,7 @@ def minimise(
         x0, chunk = run.x_final, min(2 * chunk, max_steps - done)
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------
-
-
-def _check(
-    objective: Any,
-    rule: Any,
-    penalty: Any,
-    penalty_by: str,
-    steps: int,
-    every: int,
-    tail: int | None,
-    batch_size: int | None,
-    f_star: Any,
-) -> None:
-    for what, given, kind in (
-        ("objective", objective, Objective),
-        ("rule", rule, Rule),
-        ("penalty", penalty, (Penalty, type(None))),
-    ):
-        if not isinstance(given, kind):
-            raise ValueError(f"simulate: {what} must be one of nonsmooth's, not {type(given).__name__}.")
-    for what, number in (("steps", steps), ("every", every), ("tail", tail), ("batch_size", batch_size)):
-        if number is not None and not _is_whole(number, 1):
-            raise ValueError(f"simulate: {what} must be a whole number, 1 or above, not {number!r}.")
-    if f_star is not None and not (_is_real(f_star) and np.ndim(f_star) == 0 and np.isfinite(float(f_star))):
-        raise ValueError(f"simulate: f_star must be a finite number, not {_said(f_star)}.")
-    if every > steps:
-        raise ValueError(f"simulate: every={every} keeps nothing of {steps} steps; take every <= steps.")
-    if penalty_by not in ("autograd", "prox"):
-        raise ValueError(f"simulate: penalty_by must be 'autograd' or 'prox', not {penalty_by!r}.")
-    if penalty is not None and penalty_by == "autograd" and not penalty.has_grad:
-        raise ValueError(f"{type(penalty).__name__} has no gradient; use penalty_by='prox'.")
-    if batch_size is not None:
-        if not isinstance(objective, FiniteSum):
-            raise ValueError(
-                f"simulate: {type(objective).__name__} has no rows, so batch_size means nothing; leave it out."
-            )
-        if batch_size > objective.n:
-            raise ValueError(f"simulate: batch_size={batch_size} exceeds the {objective.n} rows of data.")
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and least <= int(value) <= WHOLE
-
-
-def _is_real(value: Any) -> bool:
-    try:
-        return not np.iscomplexobj(value) and np.asarray(value, dtype=float) is not None
-    except (TypeError, ValueError):
-        return False
-
-
-def _said(value: Any) -> str:
-    return repr(value) if np.ndim(value) == 0 else f"an array of shape {np.shape(value)}"
-
-
-def _seed_labels(seeds: Any, coordinates: int) -> xr.DataArray:
-    """The seeds over their dimension, `seed` unless a DataArray names another; a bare 0 where none are given."""
-    if seeds is None:
-        return xr.DataArray(np.int64(0))
-    if _is_whole(seeds, 1):
-        need_memory(8 * coordinates * int(seeds), f"the starts of {seeds} seeds", "take fewer seeds")
-        seeds = np.arange(seeds)
-    labels = np.array(seeds, dtype=object)
-    if labels.ndim != 1 or labels.size == 0 or not all(_is_whole(label, 0) for label in labels):
-        raise ValueError(
-            f"simulate: seeds must be a count above 0 or a list of whole numbers from 0 to 2**53, not {seeds!r}."
-        )
-    labels = labels.astype(np.int64)
-    if isinstance(seeds, xr.DataArray) and seeds.dims != ("seed",):
-        return xr.DataArray(labels, dims=seeds.dims)
-    for one, other in pairwise(sorted(labels)):
-        if one == other:
-            raise ValueError(f"simulate: seeds holds {one} more than once; give each once.")
-    return xr.DataArray(labels, dims="seed", coords={"seed": labels})
-
-
-def _starts(objective: Objective, x0: Any, seeds: xr.DataArray) -> xr.DataArray:
-    """The starting points, labelled, with `coordinate` as the last dimension."""
-    if x0 is None:
-        drawn, which = np.unique(seeds, return_inverse=True)
-        draws = np.stack([np.random.default_rng(int(s)).standard_normal(objective.shape) for s in drawn])
-        return xr.DataArray(draws[which.reshape(seeds.shape)], dims=(*seeds.dims, "coordinate"))
-    starts = x0
-    if not _is_real(x0):
-        raise ValueError(f"simulate: x0 must hold real numbers, not {_said(x0)}.")
-    if isinstance(x0, xr.DataArray) and x0.ndim:
-        point = "coordinate" if "coordinate" in x0.dims else x0.dims[-1]
-        starts = x0.rename({point: "coordinate"}).transpose(..., "coordinate").drop_vars("coordinate", errors="ignore")
-    elif np.shape(x0) in ((), objective.shape):
-        starts = xr.DataArray(np.broadcast_to(np.asarray(x0, float), objective.shape), dims="coordinate")
-    if not isinstance(starts, xr.DataArray) or starts.shape[-1:] != objective.shape:
-        raise ValueError(
-            f"simulate: x0 has shape {np.shape(x0)} but points {objective.shape}; name further axes in a DataArray."
-        )
-    if not np.all(np.isfinite(starts.values)):
-        raise ValueError("simulate: x0 holds NaN or infinite values; start from finite ones.")
-    return starts.astype(np.float64)
+# --- the minimum ---------------------------------------------------------------------------------------------------
 
 
 def _minimum(objective: Objective, penalty: Penalty | None, grid: Grid, f_star: float | None) -> Any:
@@ -288,7 +196,12 @@ def _minimum(objective: Objective, penalty: Penalty | None, grid: Grid, f_star: 
             lambda *v: _known(rebuilt("objective", objective, dict(zip(labels, map(float, v), strict=True))))
         )
         return xr.apply_ufunc(at, *labels.values())
-    return _known(objective) if penalty is None else minimise(objective, penalty).minimum
+    if penalty is None:
+        return _known(objective)
+    minimum = minimise(objective, penalty).minimum
+    alone = span([*leaves_of("penalty", penalty)], {}).numbers  # which has other names where the rule has the same
+    dims = {old: new for key, there in alone.items() for old, new in zip(there.dims, grid.numbers[key].dims)}
+    return minimum.drop_vars(minimum.coords).rename(dims)
 
 
 def _known(objective: Objective) -> float:
@@ -390,7 +303,7 @@ def _program(
         else:
             g, g_before = (gradient(objective, penalty, at) for at in (x, x_before))
         moment = Moment(t, x, g, x_before, g_before, objective, penalty, run["f_star"])
-        return tuple(jnp.asarray(function(moment)) for _, function in measures)
+        return tuple(taken(name, function, moment) for name, function in measures)
 
     axes, n = {key: 0 if key in batched else None for key in keys}, axis
     start_all = jax.vmap(start, in_axes=(axes, n), out_axes=n)

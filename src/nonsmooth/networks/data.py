@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import zlib
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Data", "load"]
+__all__ = ["Data", "load", "origin"]
 
 SHUFFLE = 20240116
 """The seed of the shuffle before the data are split."""
@@ -20,6 +22,8 @@ TEST = 0.25
 IDX = {8: np.uint8}
 MOST = 10**9
 """The bytes of an idx file, unpacked: MNIST's largest has 47 million."""
+PACKAGES = {"digits": ("scikit-learn",), "mnist1d": ("mnist1d", "scipy")}
+"""What these data come from; mnist1d smooths with SciPy."""
 CIFAR_ROW = 1 + 3 * 32 * 32
 
 
@@ -69,18 +73,39 @@ def load(name: str) -> Data:
     return _folder(Path(name))
 
 
+@cache
+def origin(name: str) -> tuple[str, ...]:
+    """What `load` makes these data of: packages with their versions, or a hash of each file.
+
+    >>> [package.split()[0] for package in origin("digits")]
+    ['scikit-learn']
+    """
+    if name in PACKAGES:
+        return tuple(f"{package} {version(package)}" for package in PACKAGES[name])
+    return tuple(hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(Path(name)))
+
+
 def _folder(folder: Path) -> Data:
-    if not folder.is_dir():
-        raise ValueError(f"load: there are no data {str(folder)!r}; give digits, mnist1d or a folder.")
-    cifar = sorted(folder.glob("data_batch_*.bin"))
-    if cifar and (folder / "test_batch.bin").is_file():
-        parts = [_cifar(path) for path in (*cifar, folder / "test_batch.bin")]
+    files = _files(folder)
+    if files[-1].suffix == ".bin":
+        parts = [_cifar(path) for path in files]
         x, y = (np.concatenate([part[i] for part in parts[:-1]]) for i in (0, 1))
         return _shuffled(str(folder), x, y, *parts[-1])
-    idx = [_found(folder, f"{part}-{what}") for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
-    if all(idx):
-        images, labels, images_test, labels_test = (_idx(path, n) for path, n in zip(idx, (3, 1, 3, 1)) if path)
-        return _shuffled(str(folder), images[:, None] / 255, labels, images_test[:, None] / 255, labels_test)
+    images, labels, images_test, labels_test = (_idx(path, n) for path, n in zip(files, (3, 1, 3, 1)))
+    return _shuffled(str(folder), images[:, None] / 255, labels, images_test[:, None] / 255, labels_test)
+
+
+def _files(folder: Path) -> list[Path]:
+    """CIFAR-10's batches, the test's the last, or MNIST's images and labels, those to train on and those to test on."""
+    if not folder.is_dir():
+        raise ValueError(f"load: there are no data {str(folder)!r}; give digits, mnist1d or a folder.")
+    cifar = [*sorted(folder.glob("data_batch_*.bin")), folder / "test_batch.bin"]
+    if len(cifar) > 1 and cifar[-1].is_file():
+        return cifar
+    names = (f"{part}-{what}" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+    idx = [path for path in (_found(folder, name) for name in names) if path]
+    if len(idx) == 4:
+        return idx
     raise ValueError(
         f"load: {folder} holds neither MNIST's four idx files (train-images-idx3-ubyte, …) nor CIFAR-10's binary "
         "version (data_batch_1.bin, …, test_batch.bin)."

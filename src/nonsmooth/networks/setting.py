@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from nonsmooth.networks.data import origin
+from nonsmooth.sources import hash_of_sources
+
 __all__ = ["Setting", "drawn"]
+
+TRAINS = (
+    *("hyperparameters", "penalties", "networks", "torch.batch_sharpness", "torch.curvature", "torch.effective"),
+    *("torch.groups", "torch.hessian", "torch.kernels", "torch.lanczos", "torch.probes", "torch.proximal"),
+    *("torch.ranks", "torch.selection", "torch.shards", "torch.stability", "torch.states", "torch.steps"),
+    "torch.undisturbed",
+)
+"""The modules and packages on which a run depends, all of them: a test follows the imports."""
 
 CHOICES = {
     "model": ("mlp", "cnn"),
@@ -93,8 +102,12 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The name of this run's row: a hash of the fields, of the code that trains and measures, and of torch."""
-        return hashlib.sha256(json.dumps([self.to_dict(), _code()], sort_keys=True).encode()).hexdigest()[:24]
+        """The name of this run's row: a hash of the fields, of the data, and of the code that trains and measures.
+
+        Raises ValueError, in one sentence, where there are no such data.
+        """
+        content = [self.to_dict(), origin(self.data), *_code()]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -123,8 +136,6 @@ def drawn(setting: Setting, seeds: int, master: int = 0, first: int = 0) -> list
 
 
 @cache
-def _code() -> str:
-    """A hash of this package's sources and the versions under them."""
-    sources: Iterable[Path] = sorted(Path(__file__).parent.rglob("*.py"))
-    found = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return f"{found} torch {version('torch')} scikit-learn {version('scikit-learn')}"
+def _code() -> tuple[str, ...]:
+    """A hash of the sources that train and measure, and the versions under them."""
+    return hash_of_sources(*TRAINS), f"numpy {version('numpy')}", f"torch {version('torch')}"

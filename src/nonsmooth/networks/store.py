@@ -29,7 +29,8 @@ class Store:
     passed over; the file only grows. `tell(made, asked)` is called as runs end. One batch runs at a time, on all
     cores, a thread each.
 
-    Raises ValueError, in one sentence, where the file cannot be read or written, or a process was killed.
+    Raises ValueError, in one sentence, where the file cannot be read or written, a process was killed, or the code or
+    the data changed meanwhile.
 
     >>> Store(None).rows
     {}
@@ -54,12 +55,15 @@ class Store:
         return [self.rows[s.key] for s in settings]
 
     def _make(self, settings: list[Setting]) -> None:
+        wanted = {s.key for s in settings}
         self.asked += len(settings)
         self.tell(self.made, self.asked)
         processes = self._processes = self._processes or Processes()
         try:
             for row in processes.each(_made, (s.to_dict() for s in settings)):
                 heed_stop()
+                if row["key"] not in wanted:
+                    raise ValueError("networks: the sources or the data changed while runs were made; run again.")
                 self.rows[row["key"]] = row
                 self._append(row)
                 self.made += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Constants:
 
 class Objective(Hyperparameters):
     """What an objective must offer; the last four have defaults."""
+
+    may_be_scheduled: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int]:

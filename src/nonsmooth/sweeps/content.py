@@ -8,20 +8,21 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from nonsmooth.sources import hash_of_sources
+
 __all__ = ["code_of_the_package", "digest", "source_of"]
 
-COMPUTES = ("hyperparameters", "axes", "measures", "simulation", "objectives", "penalties", "rules")
+COMPUTES = ("hyperparameters", "axes", "measures", "request", "simulation", "objectives", "penalties", "rules")
 """The modules and packages on which the numbers of a simulation depend."""
 
-NUMBERS = ("design", "shards")
-"""The same among the modules here, on which a sweep of a function depends too."""
+NUMBERS = ("sweeps.design", "sweeps.shards")
+"""The same of sweeps, on which a sweep of a function depends too."""
 
 
 def digest(value: Any) -> bytes:
@@ -85,13 +86,9 @@ def code_of_the_package(simulates: bool) -> dict[str, str]:
     >>> sorted(code_of_the_package(simulates=True))
     ['jax', 'jaxlib', 'numpy', 'source']
     """
-    root = Path(__file__).parents[1]
-    paths = [Path(__file__).with_name(f"{name}.py") for name in NUMBERS]
-    for name in COMPUTES if simulates else ():
-        paths += [root / f"{name}.py"] if (root / f"{name}.py").exists() else sorted((root / name).rglob("*.py"))
-    source = digest({str(path.relative_to(root).as_posix()): path.read_bytes().decode() for path in paths})
+    source = hash_of_sources(*NUMBERS, *(COMPUTES if simulates else ()))
     libraries = ("numpy", "jax", "jaxlib") if simulates else ("numpy",)
-    return {"source": source.hex()[:16], **{name: version(name) for name in libraries}}
+    return {"source": source[:16], **{name: version(name) for name in libraries}}
 
 
 def _hash(kind: str, *parts: bytes) -> bytes:

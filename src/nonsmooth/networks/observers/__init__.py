@@ -1,7 +1,7 @@
 """What is measured along a run, by name."""
 
 from nonsmooth.networks.observers.batch_sharpnesses import BatchSharpnesses
-from nonsmooth.networks.observers.curvatures import BatchSteps, PathSplits, Sharpnesses, Stabilities, Steps
+from nonsmooth.networks.observers.curvatures import PathSplits, Sharpnesses, Stabilities, Steps
 from nonsmooth.networks.observers.floors import Floor
 from nonsmooth.networks.observers.observer import Observer
 from nonsmooth.networks.observers.orbits import Orbit
@@ -12,7 +12,6 @@ from nonsmooth.networks.observers.zeros import Zeros
 
 OBSERVERS: dict[str, type[Observer]] = {
     "steps": Steps,
-    "batch_steps": BatchSteps,
     "path_splits": PathSplits,
     "sharpnesses": Sharpnesses,
     "stabilities": Stabilities,

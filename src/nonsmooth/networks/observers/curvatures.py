@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ from nonsmooth.torch.steps.evaluation import kept, put
 if TYPE_CHECKING:
     from nonsmooth.networks.training import Run
 
-__all__ = ["BatchSteps", "PathSplits", "Sharpnesses", "Stabilities", "Steps"]
+__all__ = ["PathSplits", "Sharpnesses", "Stabilities", "Steps"]
 
 KEPT = (
     *("loss", "loss_after", "predicted", "curvature", "smooth", "kink", "kink_share", "lipschitz", "length"),
@@ -63,30 +62,12 @@ class Steps(Columns):
         self.probes = Probes(run.model, run.optimizer, self.window)
         self.held: list[torch.Tensor] = []
 
-    def closure(self) -> Callable[[], torch.Tensor]:
-        return self.run.loss
-
     def before(self) -> None:
         self.held = [p.detach().clone() for _, p in self.probes.params()]
 
     def after(self) -> None:
-        row = self.probes.step(self.closure(), self.held)
+        row = self.probes.step(self.run.loss, self.held)
         self.add(self.run.t - 1, **{name: row.get(name) for name in KEPT})
-
-
-class BatchSteps(Steps):
-    """The same on the loss of the step's own batch.
-
-    >>> from nonsmooth.networks import Setting
-    >>> from nonsmooth.networks.training import trained
-    >>> row = trained(Setting(steps=2, samples=50, batch=10, width=4, watch=("batch_steps",)))
-    >>> row["found"]["batch_steps"]["loss"] == row["losses"]
-    True
-    """
-
-    def closure(self) -> Callable[[], torch.Tensor]:
-        x, y = self.run.batch
-        return lambda: self.run.loss_of(x, y)
 
 
 class PathSplits(Columns):
