@@ -7,6 +7,7 @@ import copy
 import hashlib
 import io
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -286,7 +287,7 @@ def not_restoring(patch: pytest.MonkeyPatch) -> None:
 
 
 def still_patched(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Capture, "_rest", lambda self: self._pull() and None)
+    patch.setattr(Capture, "_unpatch", lambda self: None)
 
 
 def still_listening(patch: pytest.MonkeyPatch) -> None:
@@ -389,20 +390,24 @@ def test_a_model_per_role_and_their_names_do_not_clash():
     assert len(set(names)) == len(names) == 8 and "0.weight" in names
 
 
-def test_weights_that_are_written_outside_of_the_step_are_told():
+@torch.no_grad()
+def clamped(w: torch.Tensor) -> None:
+    w.clamp_(-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [(clamped, True), (lambda w: w.data.clamp_(-0.1, 0.1), True), (lambda w: w.requires_grad_(False), False)],
+)
+def test_weights_that_are_written_outside_of_the_step_are_told(write, told):
+    """`.data` has no versions: what it writes is seen by the bits. A weight that is frozen is none that is written."""
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-
-    def train(clamp: bool) -> bool:
-        with Audit(budget=0.9, trials=0) as audit:
-            for _ in range(4):
-                steps(model, optimizer, n=1)
-                if clamp:
-                    with torch.no_grad():
-                        model[0].weight.clamp_(-1.0, 1.0)
-        return audit.facts["edited"]
-
-    assert train(True) is True and train(False) is False
+    with Audit(budget=0.9, trials=0) as audit:
+        for _ in range(4):
+            steps(model, optimizer, n=1)
+            write(model[0].weight)
+    assert audit.facts["edited"] is told
 
 
 def test_parameters_that_are_frozen_half_way_do_not_end_the_sharpness():
@@ -483,7 +488,7 @@ def test_one_of_several_optimisers_is_watched_and_the_others_are_named():
         (other,) = audit.missing
         assert other["what"] == "1 more optimiser" and f"number {which} of 2" in other["why"]
         assert other["line"] == f"with nonsmooth.torch.Audit(which={3 - which}): train()"
-        assert measured(audit.monitor.rows) >= 3
+        assert measured(audit.monitor.rows) >= 3 and audit.facts["optimizers"] == 2
     missing = adversaries(3)
     assert missing.missing[0]["what"] == "the optimiser" and missing.missing[0]["why"] == "only 2 made a step"
 
@@ -520,6 +525,113 @@ def test_what_a_generator_made_is_data_to_its_discriminator():
     assert {name for row in steps_of for name in row["flips_by_layer"]} == {"1"}
 
 
+@pytest.mark.parametrize(
+    ("later", "which", "tried"), [("all", 1, False), ("head", 1, False), ("other", 1, True), ("other", 2, True)]
+)
+def test_weights_that_another_optimiser_trained_on_are_not_tried_from(later, which, tried, monkeypatch):
+    """By the state of an optimiser that was replaced, trials would be fiction; a second training leaves the first."""
+    monkeypatch.setattr("nonsmooth.torch.trials.CHANGES", ("as-it-is",))
+    model, other = network(), network()
+    params = {"all": model, "head": model[2], "other": other}[later].parameters()
+    lam = 0.0 if tried else 0.1
+    with Audit(budget=0.9, trials=16, which=which) as audit:
+        optimizer = optim.SGD(model.parameters(), lr=0.5)
+        steps(model, optimizer, lambda: cross_entropy(model(X), Y) + lam * model[0].weight.abs().sum(), n=6)
+        steps(other if later == "other" else model, optim.Adam(params), n=8)
+    assert audit.facts["optimizers"] == 1 and audit.facts["steps"] == (6 if which == 1 else 8)
+    assert len(audit.facts["what_if"]) == tried
+    assert [m["what"] for m in audit.missing] == ["1 more optimiser", *["trials from the end"] * (not tried)]
+    assert ("replaced by another after its 6 steps" in audit.missing[0]["why"]) is not tried
+    if not tried:  # the penalty was found, and is not audited
+        assert [term["lam"] for term in audit.facts["l1"]["terms"]] == [pytest.approx(0.1)]
+        assert audit.facts["l1"]["audited"] is False
+
+
+def penalised(lam: Callable[[int], float], n: int = 10, **options: Any) -> Audit:
+    """An audit of a run with λ(t) on the first weight."""
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+    with Audit(**{"budget": 0.9, "trials": 0} | options) as audit:
+        for t in range(1, n + 1):
+            strength = lam(t)
+            loss = lambda k=strength: cross_entropy(model(X), Y) + k * model[0].weight.abs().sum()  # noqa: E731
+            steps(model, optimizer, loss, n=1)
+    return audit
+
+
+@pytest.mark.parametrize(
+    ("lam", "changes"), [(lambda t: 0.01 * t, True), (lambda t: 0.02 * (t > 4), True), (lambda t: 0.02, False)]
+)
+def test_lam_is_that_of_the_last_batch(lam, changes):
+    audit = penalised(lam)
+    last = audit.kept[-1].step
+    assert last > 4 and [term["lam"] for term in audit.facts["l1"]["terms"]] == [pytest.approx(lam(last))]
+    changed = audit.facts["l1"].get("changed")
+    assert (changed is not None) is changes
+    assert not changes or changed == {"name": "0.weight", "lam": pytest.approx([lam(2), lam(last)]), "steps": [2, last]}
+    assert any(f.id == "l1-lam-changed" for f in audit.findings) is changes
+
+
+def test_a_penalty_that_left_the_loss_is_not_audited():
+    audit = penalised(lambda t: 0.02 * (t < 5))
+    assert audit.facts["l1"] == {"terms": [], "changed": {"name": "0.weight", "lam": [pytest.approx(0.02), 0.0],
+                                                          "steps": [2, audit.kept[-1].step]}}  # fmt: skip
+    (finding,) = [f for f in audit.findings if f.id.startswith("l1-")]
+    assert finding.title.startswith("λ changed while the run went on: 0.02 at step 2, 0 at step ")
+
+
+def test_lam_adds_up_over_backward_calls_and_places():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+    with Audit(budget=0.9, trials=0) as audit:
+        for _ in range(3):
+            optimizer.zero_grad()
+            for _ in range(4):
+                loss = cross_entropy(model(X), Y) + 0.02 * sum(
+                    p.abs().sum() for p in (model[0].weight, model[2].weight)
+                )
+                loss = loss + 0.01 * model[0].weight.abs().sum()
+                (loss / 4).backward()
+            optimizer.step()
+    l1 = audit.facts["l1"]
+    assert {layer["name"]: layer["lam"] for layer in l1["layers"]} == pytest.approx(
+        {"0.weight": 0.03, "2.weight": 0.02}
+    )
+    assert len(l1["terms"]) == 3 and "several" in [lint["id"] for lint in l1["lints"]]
+
+
+@pytest.mark.parametrize("largest", [2**26, 8])
+def test_batches_that_the_script_writes_over_are_copied_unless_they_are_large(largest, monkeypatch):
+    monkeypatch.setattr("nonsmooth.torch.batches.LARGEST", largest)
+    model, x = network(), X.clone()
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+    with Audit(budget=0.9, trials=0) as audit:
+        for _ in range(6):
+            x.copy_(torch.randn(12, 4))
+            steps(model, optimizer, lambda: cross_entropy(model(x), Y) + 0.1 * model[0].weight.abs().sum(), n=1)
+        x.zero_()
+    assert audit.facts["l1"]["terms"][0]["lam"] == pytest.approx(0.1)
+    if largest > 8:
+        assert not audit.missing and audit.facts["l1"]["data"].startswith("the batches of steps ")
+    else:
+        (missing,) = audit.missing
+        assert missing["what"] == "trials from the end" and "written other data into the tensors" in missing["why"]
+
+
+def test_a_penalised_layer_that_is_frozen_drops_out():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
+
+    def loss() -> torch.Tensor:
+        return cross_entropy(model(X), Y) + 0.1 * sum(m.weight.abs().sum() for m in model if hasattr(m, "weight"))
+
+    with Audit(budget=0.9, trials=0) as audit:
+        steps(model, optimizer, loss)
+        model[0].requires_grad_(False)
+        steps(model, optimizer, loss)
+    assert not audit.missing and [layer["name"] for layer in audit.facts["l1"]["layers"]] == ["2.weight"]
+
+
 def test_a_training_that_follows_another_is_not_slept_through(monkeypatch):
     monkeypatch.setattr(monitor, "NAP", 1e9)
     monkeypatch.setattr(monitor.Monitor, "_has_room", lambda self, kind: False)
@@ -529,7 +641,7 @@ def test_a_training_that_follows_another_is_not_slept_through(monkeypatch):
         steps(first, optim.SGD(first.parameters(), lr=0.01), n=150)
         first.requires_grad_(False)
         steps(second, optim.Adam(second.parameters()), n=300)
-    assert audit.facts["steps"] == 150 and audit.facts["optimizers"] == 2
+    assert audit.facts["steps"] == 150 and audit.facts["optimizers"] == 1  # the other one takes no turns with it
     assert [m["what"] for m in audit.missing] == ["1 more optimiser", "trials from the end"]
 
 
@@ -649,6 +761,21 @@ def test_an_audit_that_fails_fails_no_script(monkeypatch):
         steps(model, optim.SGD(model.parameters(), lr=0.1))
     (given_up,) = [m for m in audit.missing if m["what"] == "the rest of the run"]
     assert given_up["why"] == "LookupError: by design"
+
+
+@pytest.mark.parametrize("filters", ["default", "error"])
+def test_an_end_that_fails_is_a_warning_in_one_sentence(filters, monkeypatch):
+    def failing(self: Any, *_: Any) -> None:
+        raise LookupError("by design\nand more")
+
+    monkeypatch.setattr(Audit, "_try", failing)
+    model = network()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter(filters)
+        with Audit(budget=0.9, trials=0):
+            steps(model, optim.SGD(model.parameters(), lr=0.1))
+    told = [str(one.message) for one in shown]
+    assert told == (["Audit: its end failed: LookupError: by design"] if filters == "default" else [])
 
 
 def test_an_exception_passes_and_is_noted():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -214,6 +215,25 @@ def test_a_closure_s_losses_are_heard_in_its_step():
             optimizer.step(closure)
     assert capture.befores == len(capture.heard) == 3
     assert all(len(heard.programs) == len(heard.losses) > 1 for _, heard in capture.heard)
+
+
+def test_a_loop_that_writes_weights_by_hand_costs_no_memory():
+    """Its backward calls lead to no step of an optimiser: soon they are not followed, until there is one."""
+    model, dead = network(), []
+    with Listener() as capture:
+        for _ in range(2 * module.UNCLAIMED):
+            x = X + 0
+            dead.append(weakref.ref(x))
+            cross_entropy(model(x), Y).backward()
+            del x
+        assert not any(ref() for ref in dead) and not capture._heard.programs
+        assert len(capture._heard.losses) == module.UNCLAIMED
+        assert world()["modes"] == 0 and world()["call"] is capture._call
+        train(model, bare(model), 2)
+    first, second = (heard for _, heard in capture.heard)
+    assert first.why == "more than 64 backward calls came before a step"
+    assert first.losses[-1] != second.losses[-1] and not second.why
+    assert torch.equal(second.programs[0](), loss_of(model))
 
 
 def test_two_optimisers_are_two():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonsmooth.torch.findings import Finding, findings, summary, text
+from nonsmooth.torch.findings.kinks import OUTSIDE
 from nonsmooth.torch.findings.numbers import spread
 from nonsmooth.torch.findings.record import Record, Trial
 
@@ -179,11 +180,26 @@ def test_sharpness_blind():
     assert "κ_kink 2.4" in blind.evidence
     assert of(findings(SGD, rows + sharp(*[0.76] * 9)), "sharpness-blind") is None
     assert of(findings(SGD, rows + sharp(*[0.74] * 9)), "sharpness-blind") is not None
+    near = of(findings(SGD, rows + sharp(*[0.6] * 9)), "edge-of-stability")
+    assert near.title.endswith("threshold: below it, but the steps meet 1 of it.")
     calm = steps(9, curvature=3.1, threshold=4.0, kink=2.0, smooth=1.1)
     assert of(findings(SGD, calm + sharp(*[0.1] * 9)), "sharpness-blind") is None
+    for kappa, said in ((2.1, "far below it, but the steps meet 0.525 of it."), (1.9, "calm.")):
+        lower = [row | {"curvature": kappa} for row in calm] + sharp(*[0.0] * 9)
+        assert of(findings(SGD, lower), "edge-of-stability").title.endswith(f"own threshold: {said}")
     smooth = steps(9, curvature=4.0, threshold=4.0, kink=0.4, smooth=3.6)
     other = of(findings(SGD, smooth + sharp(*[0.4] * 9)), "sharpness-blind")
     assert other.level == "note" and "kinks carry only 0.1" in other.title and "along the step" in other.why
+
+
+@pytest.mark.parametrize(("largest", "room"), [(0.7, False), (0.8, True)])
+def test_kinks_at_the_threshold_are_no_problem_where_a_larger_rate_stayed_stable(largest, room):
+    rows = steps(9, curvature=4.0, threshold=4.0, kink=4.0, smooth=0.0) + sharp(*[0.0] * 9)
+    tried = [trial("as-it-is", 0.4, lr=0.5), trial("largest-stable-lr", 0.4, lr=largest)]
+    blind = of(findings(SGD | {"what_if": tried}, rows), "sharpness-blind")
+    assert blind.level == ("note" if room else "problem") and ("1.6 × the rate" in blind.why) is room
+    tried[1]["diverged"] = True
+    assert of(findings(SGD | {"what_if": tried}, rows), "sharpness-blind").level == "problem"
 
 
 def test_sharpness_blind_takes_the_optimisers_own_ratio_where_there_is_one():
@@ -241,7 +257,9 @@ def test_loss_raising(up, level):
 def test_loss_raising_is_no_rounding_and_no_problem_by_few():
     assert of(findings(SGD, steps(20, loss=1.0, loss_after=1.0 + 9e-7)), "loss-raising") is None
     assert of(findings(SGD, steps(20, loss=1.0, loss_after=1.0 + 1.1e-6)), "loss-raising").level == "problem"
-    assert of(findings(SGD, steps(9, loss=1.0, loss_after=2.0)), "loss-raising").level == "note"
+    few = of(findings(SGD, steps(9, loss=1.0, loss_after=2.0, orbit_curvature=4.0, threshold=4.0)), "loss-raising")
+    assert few.level == "note" and few.title.startswith("9 of the 9 measured steps raise") and "rbit" not in words(few)
+    assert few.evidence.startswith("Too few to be sure.")
     assert of(findings(SGD, steps(10, loss=1.0, loss_after=2.0)), "loss-raising").level == "problem"
 
 
@@ -340,6 +358,12 @@ def test_kink_share_beside_hidden_kinks_is_a_lower_bound():
     assert "Only" not in little.title and "at most the rest" in little.title and "What may hide kinks" in little.why
 
 
+def test_a_kink_share_of_0_is_told_as_none():
+    found = of(findings({}, steps(6, kink_share=0.0, kink_share_by_layer={"0": 0.0, "2": 0.0})), "kink-share")
+    assert found.title.startswith("None of the change") and found.title.endswith("the Hessian sees all of it.")
+    assert "Highest" not in found.evidence
+
+
 @pytest.mark.parametrize(("share", "level"), [(0.0, "fine"), (9e-4, "fine"), (1.1e-3, "note")])
 def test_a_model_without_kinks(share, level):
     found = findings({"census": {"operations": [GELU]}}, steps(5, kink_share=share, flipped=0))
@@ -368,6 +392,25 @@ def test_flips(flipped, level):
     assert f"{100 * (flipped - 1) // flipped} % of all switches are in layer '1'" in found.evidence
 
 
+@pytest.mark.parametrize("penalty", ["in the loss", "not in the loss: taken by Proximal"])
+def test_weights_under_a_penalty_are_no_unit_outputs(penalty):
+    rows = steps(9, flipped=1148, units=10_000, penalty=penalty, kink_share=0.0)
+    for row in rows:
+        row["flips_by_layer"] = {"1": 40, "3": 20, OUTSIDE: 1088}
+    facts = {"l1": l1(weights=9000)["l1"]}
+    found = findings(facts, rows)
+    flips, own = of(found, "flips"), penalty == "in the loss"
+    assert flips.number == (60 if own else 1148)
+    assert ("60 unit outputs (units × samples) switch to another piece in a step, 6.0 % of all" in flips.title) is own
+    assert ("1088 more switch outside of modules and are left out" in flips.evidence) is own
+    assert ("67 % of all these switches are in layer '1'" in flips.evidence) is own
+    assert ("95 % of all switches are outside of modules" in flips.evidence) is not own
+    alone = [row | {"flips_by_layer": {OUTSIDE: 1148}} for row in rows]
+    assert (of(findings(facts, alone), "flips") is None) is own
+    fine = next(f for f in findings({"l1": {"weights": 9000}}, rows) if f.id == "nothing-unusual")
+    assert f"{60 if own else 1148} unit outputs switch" in fine.evidence
+
+
 def test_layers_in_which_nothing_ever_flips():
     def found(n, last):
         rows = steps(n, flipped=3, units=100)
@@ -378,6 +421,8 @@ def test_layers_in_which_nothing_ever_flips():
 
     assert found(5, 0).title == "In 1 of 2 layers with kinks no unit ever switched: 3."
     assert found(5, 1) is None and found(4, 0) is None
+    aside = [row | {"flips_by_layer": {"1": 3, OUTSIDE: 0}} for row in steps(9, flipped=3, units=100)]
+    assert of(findings({}, aside), "no-flips") is None  # a clip of the loss that never acts is no dead layer
 
 
 def test_ties():
@@ -493,6 +538,9 @@ def test_a_layer_whose_units_are_all_off(active, told):
         assert found.title.startswith(told) and "1 of 2 layers" in found.title and found.level == "problem"
     few = of(findings(SGD, steps(12, active_by_layer={"1": 0.0})), "dead-layers")
     assert few.level == "note"  # four steps in the last third
+    for margin in (OUTSIDE, "TripletMarginLoss"):  # all met: no unit of a network is off
+        met = steps(15, active_by_layer={margin: 0.0, "1": 0.5}, silent_by_layer={margin: 1.0})
+        assert not {"dead-layers", "silent-units"} & {finding.id for finding in findings(SGD, met)}
     woke = steps(9, active_by_layer=[{"1": 0.0}] * 8 + [{"1": 0.5}])
     assert of(findings(SGD, woke), "dead-layers") is None
 
@@ -770,6 +818,11 @@ def test_nothing_unusual_only_where_nothing_is_a_problem():
     assert calm.level == "fine" and calm.title == "Nothing unusual in 12 measured steps and 12 sharpness estimates."
     for said in ("sharpness at 0.3 of its threshold", "0 of 12 steps raised", "kink share 3.0 %", "census of 1"):
         assert said in calm.evidence
+    assert calm.why == "No finding here is a problem."
+    noted = findings(SGD | {"edited": True, "census": {"hidden": [{"kind": "k", "what": "w"}]}}, rows)
+    assert "the notes say what" in of(noted, "nothing-unusual").why
+    raised = rows + steps(3, loss=1.0, loss_after=1.5)  # a fifth of them: a note
+    assert of(findings(SGD, raised), "nothing-unusual") is None
     assert of(findings(SGD | {"crashed": "E"}, rows), "nothing-unusual") is None
     assert of(findings(SGD, []), "nothing-unusual") is None
 
@@ -794,7 +847,6 @@ def test_stable_says_what_it_is_and_is_no_advice():
 @pytest.mark.parametrize(("largest", "note", "told"), [(499.0, "a", True), (500.0, "a", False)])
 def test_a_search_that_gave_up_is_not_told(largest, note, told):
     assert (of(stable(largest, note), "learning-rate") is not None) is told
-    assert of(stable(8.0, "stable up to the last lr tried, 13 runs of 50 steps"), "learning-rate") is None
 
 
 def test_a_trial_without_a_loss_is_no_advice_by_itself():
@@ -866,9 +918,9 @@ def test_the_threshold_under_a_penalty_that_bounces(through, bounces):
     blind = of(found, "sharpness-blind")
     assert blind.level == ("note" if bounces else "problem")
     assert ("in part that is the chatter of penalised weights" in blind.title) is bounces
-    assert ("there is none" in blind.why) is not bounces
+    assert ("at the threshold already" in blind.why) is not bounces
     calm = of(found, "edge-of-stability")
-    assert "room" not in words(calm) and "calm" not in calm.title
+    assert "room" not in words(calm) and "own threshold: far below it, but the steps meet 1 of it." in calm.title
     assert "calm" in of(findings(SGD, sharp(*[0.3] * 9)), "edge-of-stability").title
 
 
@@ -915,6 +967,10 @@ def test_a_clipped_gradient_is_told_with_its_threshold():
 
 @pytest.mark.parametrize(("data", "noisy"), [("the script's full batch", False), ("the script's own batch", True)])
 def test_a_full_batch_has_no_minibatch_noise(data, noisy):
+    first = {"kind": "step", "step": 1, "data": "the script's own batch at step 1"}  # where it is not yet known
+    record = Record({}, [first, *(row | {"data": data} for row in steps(3))])
+    assert record.full is not noisy and record.noisy(record.steps) is noisy
+    assert record.data(record.steps).startswith(f"Data: {data}.")
     rows = steps(9, kink_share=0.3, data=data) + sharp(*[0.3] * 9, data=data)
     found = findings(SGD | l1(flickering=5, by_penalty=50, data="the batch of step 9"), rows)
     assert ("noisy" in of(found, "kink-share").evidence) is noisy
@@ -1212,3 +1268,22 @@ def test_a_record_reads_what_it_holds():
     record = Record(SGD, [*sharp(0.5), *steps(1)])
     assert record.plain and record.lr == 0.5 and len(record.measured) == 2
     assert not Record({"optimizer": {"name": "SGD", "groups": [{"lr": 1}, {"lr": 2}]}}, []).descent
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "threshold", "own"),
+    [
+        (SGD["optimizer"], 4.0, False),
+        (SGD["optimizer"], None, False),
+        ({"name": "SGD", "groups": [{"lr": 1, "momentum": 0.5}, {"lr": 1, "momentum": 0.9}]}, None, True),
+        ({"name": "ASGD"}, 4.0, False),  # each step has one threshold on κ
+        ({"name": "Adam"}, None, True),
+        ({}, None, True),
+    ],
+)
+def test_sharpness_is_in_the_optimisers_own_metric_where_no_threshold_is_on_the_step(optimizer, threshold, own):
+    rows = steps(3, curvature=1.0, threshold=threshold) + sharp(*[0.3] * 3)
+    assert Record({"optimizer": optimizer}, rows).preconditioned is own
+    edge = of(findings({"optimizer": optimizer}, rows), "edge-of-stability")
+    assert edge.title.startswith("Preconditioned sharpness" if own else "Sharpness")
+    assert not Record({"optimizer": optimizer}, rows[:3]).preconditioned  # where no ratio was measured

@@ -181,6 +181,22 @@ def test_a_lam_for_each_parameter_and_groups_of_the_user():
     assert found == {id(model.inner.weight): 0.0333333, id(model.outer.weight): 0.2}
 
 
+@pytest.mark.parametrize(("lams", "which"), [((0.5, 0.5), "p.ndim > 1"), ((0.5, 0.25), "held[2]"), ((0.5,), "held[0]")])
+def test_an_optimiser_of_two_modules_is_left_as_it_is(lams, which):
+    """No module holds what it trains: a line that makes it anew from one would drop the other."""
+    one, two = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)
+    own = optim.SGD([*one.parameters(), *two.parameters()], lr=0.1)
+    named = {"weight": one.weight, "bias": one.bias, "Linear-2.weight": two.weight, "Linear-2.bias": two.bias}
+    terms = [PenaltyTerm(n, lam, "autograd") for n, lam in zip(("weight", "Linear-2.weight"), lams, strict=False)]
+    for model in (None, one):
+        lines, scope = mending_lines(own, terms, named, model), {"optimizer": own}
+        assert which in lines and "penalised: weight" in lines and "model" not in lines
+        exec(lines, scope)
+        made = scope["optimizer"]
+        found = {id(p): g.lam for p, g, _ in made.penalised()}
+        assert made.optimizer is own and found == {id(named[term.name]): term.lam for term in terms}
+
+
 def test_the_rate_is_the_one_that_a_schedule_began_with_and_biases_are_left_out():
     model = Net()
     own = optim.SGD(model.parameters(), lr=0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
@@ -123,6 +124,36 @@ def test_it_measures_what_is_there():
     assert (found["sharpness"], found["threshold"], found["ratio"]) == pytest.approx((3.0, 20.0, 0.15))
     assert steps[0]["loss"] == pytest.approx(3.0) and steps[0]["loss_after"] == pytest.approx(3.0 * 0.7**2)
     assert steps[0]["penalty"] == "as in the closure"
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the script's", "one of the closure's own"])
+def test_under_autocast_the_loss_after_a_step_is_of_the_weights_after_it(own):
+    """While autocast is on it keeps its casts: those of the weights before the step."""
+
+    def losses(inside: bool) -> list[tuple[float, float]]:
+        torch.manual_seed(0)
+        model, x = MODELS["mlp"]().eval(), torch.randn(16, 6)
+        optimizer = optim.SGD(model.parameters(), lr=0.05)
+
+        def cast(on: bool) -> Any:
+            return torch.autocast("cpu", dtype=torch.bfloat16) if on else contextlib.nullcontext()
+
+        def closure() -> torch.Tensor:
+            with cast(own or not inside):
+                return model(x).square().mean()
+
+        with Monitor(model, optimizer, closure, budget=1.0) as monitor:
+            for _ in range(3):
+                optimizer.zero_grad()
+                with cast(inside):
+                    with cast(not inside):
+                        loss = model(x).square().mean()
+                    loss.backward()
+                    optimizer.step()
+        return [(row["loss"], row["loss_after"]) for row in monitor.rows if row["kind"] == "step"]
+
+    found = losses(inside=True)
+    assert found == losses(inside=False) and all(after < before for before, after in found)
 
 
 class Unknown(optim.Optimizer):

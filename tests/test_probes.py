@@ -29,5 +29,30 @@ def test_the_eigenvector_of_a_weight_without_a_gradient_is_dormant(kind, options
     assert probed(kind, 5, **options)["dormant"] == 0.0
 
 
+def test_a_parameter_without_a_name_has_its_index_in_the_optimiser_whatever_is_frozen():
+    params = [torch.nn.Parameter(torch.ones(1)) for _ in range(3)]
+    probes = Probes(params, optim.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=0.1), window=10)
+    assert [name for name, _ in probes.params()] == ["0", "1", "2"]
+    params[1].requires_grad_(False)
+    assert [name for name, _ in probes.params()] == ["0", "2"]
+
+
+def test_the_sharpness_of_a_sparse_embedding_is_that_of_a_dense_one():
+    ids, found = torch.tensor([[0, 1], [1, 1], [3, 2]]), []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Embedding(5, 3, sparse=sparse), torch.nn.Flatten(), torch.nn.Linear(6, 1))
+        probes = Probes(model.double(), optim.SGD(model.parameters(), lr=0.1), window=10)
+        found.append(probes.curvature(lambda model=model: model(ids).square().sum())["sharpness"])
+    assert found[0] == pytest.approx(found[1]) and found[0] > 1
+
+
+def test_what_has_no_second_derivative_is_told_in_a_sentence():
+    bag = torch.nn.EmbeddingBag(5, 3, mode="mean")
+    probes = Probes(bag, optim.SGD(bag.parameters(), lr=0.1), window=10)
+    with pytest.raises(ValueError, match=r"^the sharpness cannot be measured: torch has no second derivative here \("):
+        probes.curvature(lambda: bag(torch.tensor([[0, 1]])).square().sum())
+
+
 def test_without_a_step_for_each_weight_nothing_is_said_of_it():
     assert "dormant" not in probed(optim.SGD, 4, momentum=0.9)

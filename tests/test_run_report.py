@@ -17,7 +17,10 @@ import torch
 from markupsafe import escape
 
 from nonsmooth.torch.census import census
-from nonsmooth.torch.run_report import descent_bounds, read_run, render_run, write_run_report
+from nonsmooth.torch.findings import findings
+from nonsmooth.torch.findings.bounds import descent_bounds
+from nonsmooth.torch.findings.record import Record
+from nonsmooth.torch.run_report import read_run, render_run, write_run_report
 from nonsmooth.torch.run_report.page import settings_of
 from nonsmooth.torch.run_report.timeline import thinned, timeline
 from nonsmooth.torch.stability import stability
@@ -168,7 +171,12 @@ def watch(
             )
         if t % 10 == 0:
             last = stability(optimizer, closure, start=last, tol=0.05)
-            known = {"sharpness": last.sharpness, "residual": last.residual, "threshold": last.threshold}
+            known = {
+                "sharpness": last.sharpness,
+                "residual": last.residual,
+                "threshold": last.threshold,
+                "converged": True,
+            }
             rows.append({"step": t, "kind": "stability", "at": 0.01 * t, "ratio": last.ratio, "products": 9, **known})
     rows = [row | common for row in rows]
     (folder / "rows.jsonl").write_text("".join(json.dumps(jsonable(row)) + "\n" for row in rows), encoding="utf-8")
@@ -283,12 +291,19 @@ def test_a_share_beyond_all_numbers_is_shown_as_none():
 def test_what_was_tried_leaves_out_columns_without_a_number_and_says_diverged(page):
     part = page[page.index('id="tried"') : page.index('id="timeline"')]
     heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', part)
-    assert heads == ["change", "loss before", "loss after", "lr", "steps", "lowest", "steps that raised it, %", "κ̄"]
-    assert "twice the learning rate 0.5 diverged 1.2 100 — 71 — " in plain(part)
-    assert part.count('<td class="num">') == 3 * 7
+    assert heads == ["change", "loss after", "lr", "lowest", "steps that raised it, %", "κ̄"]
+    assert "All of it: loss before 0.5; steps 100." in plain(part)  # what is alike is said once
+    assert "twice the learning rate diverged 1.2 — 71 — " in plain(part)
+    assert part.count('<td class="num">') == 3 * 5
     assert "twice the learning rate : left the finite numbers at step 12" in plain(part)
     one = render_run({"what_if": [row | {"note": "on one batch"} for row in WHAT_IF]}, [])
     assert plain(one).count("on one batch") == 1
+    parted = [row | {"note": f"{head}on the batches of steps 3, 4"} for row, head in zip(WHAT_IF, ("", "β = 20; ", ""))]
+    words = plain(render_run({"what_if": parted}, []))
+    assert words.count("on the batches of steps 3, 4; loss before 0.5") == words.count("on the batches") == 1
+    assert "half the learning rate : β = 20 " in words
+    other = [WHAT_IF[0], WHAT_IF[1] | {"steps": 50}]
+    assert "All of it: loss before 0.5." in plain(render_run({"what_if": other}, []))
 
 
 def test_the_curves_are_those_of_the_rows(folder, page):
@@ -297,7 +312,7 @@ def test_the_curves_are_those_of_the_rows(folder, page):
     loss = lines_of(page, "loss-1")
     assert loss["the script's loss"]["y"] == pytest.approx([row["loss"] for row in trace], rel=1e-7)
     bounds = lines_of(page, "loss-2")
-    assert {"bound with L from the gradients", "bound with L = λ₁"} < set(bounds)
+    assert {"bound with the largest L", "bound with L = λ₁"} < set(bounds)
     met = lines_of(page, "curvature-1")
     assert met["κ"]["x"] == [row["step"] for row in steps]
     assert met["its kink part"]["y"] == pytest.approx([row["kink"] for row in steps], rel=1e-7)
@@ -310,7 +325,7 @@ def test_the_curves_are_those_of_the_rows(folder, page):
     assert f"κ was above the optimiser's threshold at {above} of 60 measured steps." in plain(page)
     larger = sum(abs(row["kink"]) > abs(row["smooth"]) for row in steps)
     assert f"The kink part was the larger at {larger} of 60." in plain(page)
-    assert "Chatter was not measured" in plain(page)
+    assert "Chatter was not measured: no window of steps was complete" in plain(page)
 
 
 def test_whose_norm_the_chatter_section_draws_and_what_flips_count():
@@ -318,12 +333,16 @@ def test_whose_norm_the_chatter_section_draws_and_what_flips_count():
         {"step": 9, "kind": "chatter", "window": 8, "weights": 115008, "chattering": 5, "amplitude": 0.1, "norm": 3.0},
         {"step": 9, "kind": "step", "flipped": 7, "units": 115008},
     ]
-    for facts, penalised in (({}, False), ({"l1": {"terms": []}}, False), ({"l1": {"terms": [{"lam": 0.1}]}}, True)):
+    for facts in ({}, {"l1": {"terms": [{"lam": 0.1}]}}):  # what is followed does not depend on a penalty
         words = plain(render_run(facts, rows))
-        assert ("The L1 norm of all penalised weights" in words) is penalised
-        assert ("The L1 norm of the weights followed" in words) is not penalised
+        assert "The L1 norm of the weights followed, penalised or not" in words
         assert "Unit outputs (units × samples)" in words
-        assert "of 115008 with kinks." in words and "of 115008 followed." in words and "× 10⁵" not in words
+        assert (
+            "no window of steps was complete" not in words
+            and "of 115008 with kinks." in words
+            and "115008 weights are followed; these changed sign again" in words
+            and "× 10⁵" not in words
+        )
 
 
 def test_the_census_has_kinks_first_and_the_rest_folded(page):
@@ -341,33 +360,52 @@ def step(t, **more):
 
 
 def sharp(t, value, **more):
-    return {"step": t, "kind": "stability", "sharpness": value} | more
+    return {"step": t, "kind": "stability", "sharpness": value, "converged": True} | more
 
 
 BY_HAND = [
     step(1, lipschitz=3.0, loss_after=9.0),  # no L is known before it
-    step(2, lipschitz=1.0, loss_after=2.6),  # above 1 + 3/2, below 1 + 4/2
-    step(3, lipschitz=9.0, loss_after=2.5),  # exactly 1 + 3/2
-    step(4, lipschitz="inf", loss_after="nan"),  # 1 + 9/2 and 1 + 0/2: a loss that is no number is above
-    step(5, lipschitz=2.0, loss_after=1.0000001),  # 1 + 9/2; above 1 + 0/2 by rounding alone
+    sharp(1, 2.0),
+    step(2, lipschitz=1.0, loss_after=2.1),  # below 1 + 3/2, above 1 + 2/2
+    step(3, lipschitz=9.0, loss_after=2.6),  # above 1 + 3/2 and 1 + 2/2
+    sharp(3, 20.0),  # holds from step 4 on
+    sharp(3, 90.0, converged=False),  # says nothing
+    step(4, lipschitz="inf", loss_after="nan"),  # 1 + 20/2: a loss that is no number is above
+    sharp(4, 0.0),
+    step(5, lipschitz=2.0, loss_after=1.000001),  # 1 + 20/2; above 1 + 0/2 by rounding alone
     {"step": 6, "kind": "step", "error": "RuntimeError: no"},
-    sharp(1, 4.0),
-    sharp(3, 0.0),  # holds from step 4 on
 ]
 
 
 def test_the_bounds_by_hand():
-    gradients, hessian = descent_bounds(BY_HAND)
-    assert (gradients.kind, gradients.steps, gradients.values) == ("lipschitz", (2, 3, 4, 5), (2.5, 2.5, 5.5, 5.5))
-    assert (hessian.kind, hessian.steps, hessian.values) == ("sharpness", (2, 3, 4, 5), (3.0, 3.0, 1.0, 1.0))
-    assert (gradients.exceeded, hessian.exceeded) == (2, 1)
-    assert [bound.kind for bound in descent_bounds(BY_HAND, preconditioned=True)] == ["lipschitz"]
+    largest, hessian = descent_bounds(Record({}, BY_HAND))
+    assert (largest.kind, largest.values) == ("largest", (2.5, 2.5, 11.0, 11.0))
+    assert (hessian.kind, hessian.values) == ("sharpness", (2.0, 2.0, 11.0, 1.0))
+    for bound, above in ((largest, [3, 4]), (hessian, [2, 3, 4])):
+        assert [row["step"] for row in bound.rows] == [2, 3, 4, 5]
+        assert [row["step"] for row in bound.exceeded] == above
+    own = Record(ADAM, [row | {"ratio": 0.5} if row["kind"] == "stability" else row for row in BY_HAND])
+    assert own.preconditioned  # where λ₁ is in another unit, and no L
+    assert [(bound.kind, bound.values) for bound in descent_bounds(own)] == [("largest", (2.5, 2.5, 5.5, 5.5))]
+    half = {"model": {"dtype": "torch.bfloat16"}}  # rounds at 1/32 of what is largest, here the loss before of 2
+    near = [step(1, lipschitz=2.0), *(step(t, lipschitz=2.0, loss_after=2.0 + d) for t, d in ((2, 0.06), (3, 0.07)))]
+    assert [len(descent_bounds(Record(facts, near))[0].exceeded) for facts in ({}, half)] == [2, 1]
     words = plain(render_run({}, BY_HAND))
     assert "each is a function of its own" not in words
     others = [row | {"data": f"batch {row['step']}"} for row in BY_HAND]
     assert "each is a function of its own" in plain(render_run({}, others))
     assert re.search(r"faster than it has so far\. The loss ended above that bound at 2 of 4 steps", words)
-    assert re.search(r"fast the gradient changes\. The loss ended above that bound at 1 of 4 steps", words)
+    assert re.search(r"fast the gradient changes\. The loss ended above that bound at 3 of 4 steps", words)
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_the_page_and_the_finding_count_alike(dtype):
+    rows = [*BY_HAND[:7], *(step(t, lipschitz=1.0, loss_after=11.0 + t / 30) for t in range(6, 12))]
+    facts = {"model": {"dtype": dtype}, "optimizer": {"name": "SGD", "groups": [{"lr": 0.01, "momentum": 0.9}]}}
+    (lemma,) = (finding for finding in findings(facts, rows) if finding.id == "lsmooth-fails")
+    failed, tested = re.search(r"fails at (\d+) of (\d+) steps", lemma.title).groups()
+    words = plain(render_run(facts, rows))
+    assert f"faster than it has so far. The loss ended above that bound at {failed} of {tested} steps" in words
 
 
 def test_on_a_quadratic_the_bound_is_attained_and_never_exceeded():
@@ -388,11 +426,11 @@ def test_on_a_quadratic_the_bound_is_attained_and_never_exceeded():
         )
         with torch.no_grad():
             w.copy_(after[0])
-    (bound,) = descent_bounds(rows)
-    assert bound.values == pytest.approx(bound.after, rel=1e-9)
-    assert bound.exceeded == 0
+    (bound,) = descent_bounds(Record({}, rows))
+    assert bound.values == pytest.approx([row["loss_after"] for row in bound.rows], rel=1e-9)
+    assert bound.exceeded == []
     half = [row | {"lipschitz": row["lipschitz"] / 2} for row in rows]
-    assert descent_bounds(half)[0].exceeded == 28
+    assert len(descent_bounds(Record({}, half))[0].exceeded) == 28
 
 
 ADAM = {"optimizer": {"name": "Adam", "groups": [{"lr": 0.1}]}}
@@ -407,7 +445,7 @@ def test_an_adaptive_optimiser_is_drawn_against_its_own_threshold():
     assert set(lines_of(text, "curvature-1")) == {"κ", "its smooth part", "its kink part"}
     assert set(lines_of(text, "loss-2")) == {
         "loss of the probe's data, after the step",
-        "bound with L from the gradients",
+        "bound with the largest L",
     }
     ratios = lines_of(text, "curvature-2")
     assert ratios["sharpness over the threshold"]["y"] == [0.5, 1.5, 1.25]
@@ -423,7 +461,12 @@ def test_many_layers_make_a_heat_map_with_the_first_on_top():
     flips = {f"block.{k}": 10**k if k else 0 for k in range(6)}
     rows = [step(t, kink_share=0.5, kink_share_by_layer=shares, flipped=9, flips_by_layer=flips) for t in (1, 2)]
     rows.append(step(3, kink_share="nan", kink_share_by_layer=shares | {"block.1": "nan"}))
+    rows[0]["flips_by_layer"] = flips | {"(outside modules)": 3}
     text = render_run({}, rows)
+    assert "the weights under a penalty’s |w|, one by one" in plain(text)
+    rows[0]["flips_by_layer"] = flips
+    text = render_run({}, rows)
+    assert "penalty’s" not in plain(text)
     assert "Mean 0.5 over 2 steps. At 1 step it is undefined, and the line has a gap." in plain(text)
     share, flip = (next(p for p in drawn(text) if p["file"] == f"{name}-2") for name in ("kink-share", "flips"))
     assert share["y"]["names"] == [f"block.{k}" for k in (5, 4, 3, 2, 1, 0)]
@@ -431,6 +474,8 @@ def test_many_layers_make_a_heat_map_with_the_first_on_top():
     assert share["heat"]["z"][4][2] is None
     assert share["range"] == [0, 1] and "range" not in flip
     assert [row[0] for row in flip["heat"]["z"]] == [5, 4, 3, 2, 1, None]
+    none = render_run({}, [step(t, kink_share=0.0, kink_share_by_layer={"0": 0.0}) for t in (1, 2)])
+    assert "It was 0 at 2 measured steps." in plain(none) and not any("kink-share" in p["file"] for p in drawn(none))
     assert "It was not measured by layer." not in plain(text)
     assert plain(render_run({}, [step(1, kink_share=0.5)])).count("It was not measured by layer.") == 1
 
@@ -442,7 +487,7 @@ def test_chatter_has_a_figure_for_each_of_its_numbers():
     ]
     text = render_run({}, rows)
     assert [plot["title"] for plot in drawn(text)] == ["Chattering weights", "Amplitude", "L1 norm"]
-    assert "over the last 10 steps of 50 followed" in plain(text)
+    assert "50 weights are followed; these changed sign again and again in a window of 10 steps." in plain(text)
 
 
 def test_a_long_series_keeps_its_spikes():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, optim
@@ -21,6 +22,7 @@ from nonsmooth.torch import tape as tapes
 from nonsmooth.torch.capture import Capture, Heard
 from nonsmooth.torch.program import Program, place, tensors_in
 from nonsmooth.torch.tape import Tape
+from nonsmooth.torch.undisturbed import undisturbed
 
 rejected = pytest.raises(AssertionError)
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -169,6 +171,30 @@ def penalised_gradient(model: nn.Module) -> torch.Tensor:
     return (g.norm(dim=1) - 1).square().mean()
 
 
+def reparametrised(noise: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], Made]:
+    """A loss of numbers drawn around what the model says, as a variational autoencoder's."""
+
+    def loss(model: nn.Module) -> torch.Tensor:
+        std = (0.5 * model(X)).exp()
+        return (std + noise(std) * std).square().mean()
+
+    return lambda: of(network(), loss)
+
+
+def rows_of_noise(std: torch.Tensor) -> torch.Tensor:
+    noise = torch.zeros_like(std)
+    noise[:4].normal_()
+    return noise
+
+
+def noisy_target(model: nn.Module) -> torch.Tensor:
+    """A target that no gradient passes, and yet a function of the parameters: random, and no sample."""
+    z = model(X)
+    with torch.no_grad():
+        target = dropout(z, 0.5)
+    return mse_loss(z, target)
+
+
 LOSSES: dict[str, Callable[[], Made]] = {
     "loss module": lambda: of(network(), lambda m: nn.CrossEntropyLoss()(m(X), Y)),
     "functional loss": lambda: of(network(), lambda m: cross_entropy(m(X), Y)),
@@ -187,6 +213,12 @@ LOSSES: dict[str, Callable[[], Made]] = {
     "dropout": lambda: of(network(nn.Dropout(0.5)), lambda m: cross_entropy(m(X), Y)),
     "functional dropout": lambda: of(network(), lambda m: cross_entropy(dropout(m(X), 0.5), Y)),
     "noise": lambda: of(network(), lambda m: cross_entropy(m(X + torch.randn_like(X)) + torch.rand(3), Y)),
+    "noise like": reparametrised(torch.randn_like),
+    "noise in place": reparametrised(lambda std: torch.empty_like(std).normal_()),
+    "noise as of old": reparametrised(lambda std: std.data.new(std.size()).normal_()),
+    "noise in part": reparametrised(rows_of_noise),
+    "gamma": reparametrised(lambda std: torch.distributions.Gamma(std + 1, torch.ones_like(std)).rsample()),
+    "noisy target": lambda: of(network(), noisy_target),
     "autocast": lambda: of(network().float(), autocast),
     "checkpoint": lambda: of(network(), lambda m: cross_entropy(m[2](checkpoint(m[:2], X, use_reentrant=False)), Y)),
     "gradient penalty": lambda: of(network().append(nn.Tanh()), penalised_gradient),
@@ -284,6 +316,98 @@ def test_the_law_rejects_a_tape_that_forgets(name, mutant, monkeypatch):
     mutant(monkeypatch)
     with pytest.raises((AssertionError, KeyError)):
         replays_law(LOSSES[name]())
+
+
+SAMPLED: dict[str, Callable[[torch.Tensor], torch.distributions.Distribution]] = {
+    "Categorical": lambda z: torch.distributions.Categorical(logits=z),
+    "Normal": lambda z: torch.distributions.Normal(z, 1.0),
+    "Bernoulli": lambda z: torch.distributions.Bernoulli(logits=z),
+}
+
+
+def policy_law(law: Callable[[torch.Tensor], torch.distributions.Distribution]) -> None:
+    """What the script drew stays that at other parameters too: a policy gradient's loss is of these actions."""
+    model, drawn = network(), []
+
+    def step(_: Any) -> None:
+        policy = law(model(X))
+        drawn.append(policy.sample())
+        (-policy.log_prob(drawn[-1])).sum().backward()
+
+    for what in hear(step, model.parameters()):
+        assert not what.why and what.programs[0]() == what.losses[0]
+        action = drawn.pop(0)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(-0.5)
+        assert what.programs[0]() == -law(model(X)).log_prob(action).sum()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(-2.0)
+
+
+@pytest.mark.parametrize("law", SAMPLED.values(), ids=list(SAMPLED))
+def test_samples_are_data(law):
+    policy_law(law)
+
+
+def test_the_law_rejects_a_tape_that_draws_again(monkeypatch):
+    monkeypatch.setattr(tapes, "SAMPLES", frozenset())
+    with rejected:
+        policy_law(SAMPLED["Normal"])
+
+
+class Own(nn.Module):
+    """A network with noise of its own, which grows with the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.calls = network(), 0
+        self.noises = np.random.default_rng(0)
+        self.noise = torch.Generator().manual_seed(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        noise = self.noises.random() * torch.rand(x.shape, generator=self.noise, dtype=x.dtype)
+        return self.net(x + self.calls * noise)
+
+
+def test_a_module_s_own_numbers_are_those_of_the_call_and_stay_what_they_are():
+    model = Own()
+    heard = hear(lambda _: model(X).square().sum().backward(), model.parameters(), steps=3)
+    after = model.calls, model.noise.get_state(), model.noises.bit_generator.state
+    for what in heard:
+        with undisturbed():
+            assert what.programs[0]() == what.programs[0]() == what.losses[0]
+    assert model.calls == after[0] == 3 and torch.equal(model.noise.get_state(), after[1])
+    assert model.noises.bit_generator.state == after[2]
+
+
+def added_numbers(penalty: Callable[[nn.Module], float], steps: int = 4) -> list[float | None]:
+    """What is taken for a penalty in the loss, as the weights decay, where the norm is logged each step."""
+    model, found = network(), list[float | None]()
+    optimizer = optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    def after(_: Any, heard: Heard) -> None:
+        found.extend(one.value for one in heard.tape.detached if one.added)
+        capture.listen()
+
+    with Capture(lambda _: None, after) as capture:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            z = model(X).softmax(1) + 1e-8
+            (z.log().square().mean() + penalty(model)).backward()
+            optimizer.step()
+            norms.append(sum(p.abs().sum().item() for p in model.parameters()))
+    return found
+
+
+norms: list[float] = []
+
+
+def test_a_number_that_is_added_is_a_penalty_if_it_is_a_multiple_of_the_norm():
+    assert added_numbers(lambda model: 0.25) == added_numbers(lambda model: len(norms) + 0.5) == []
+    assert len(added_numbers(lambda model: 0.01 * sum(p.abs().sum().item() for p in model.parameters()))) == 3
 
 
 # --- backward --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 
 import numpy as np
@@ -75,6 +76,56 @@ def test_modules_that_are_called_need_not_be_named(model):
     with undisturbed():
         probe(model)
     same(before, snapshot(model))
+
+
+class Own(Linear):
+    """A layer that keeps what it likes in plain attributes."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.calls, self.last, self.listed = 0, None, [0]
+        self.streams = ()
+        self.python, self.old = random.Random(0), np.random.RandomState(0)
+        self.numpy, self.torch = np.random.default_rng(0), torch.Generator()
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x = super().forward(x) + self.python.random() + self.numpy.random() + self.old.rand()
+        self.unheard_of = self.listed = [self.calls]
+        return x + torch.rand((), generator=self.torch)
+
+
+@pytest.mark.parametrize("forgets", [None, "attributes", "own_streams"])
+def test_what_a_module_keeps_of_its_own_is_put_back(forgets, monkeypatch):
+    layer = Own()
+    kept = dict(vars(layer))
+    with undisturbed():
+        first = layer(X)
+    if forgets is not None:
+        monkeypatch.setattr(sys.modules[undisturbed.__module__], forgets, lambda held: {})
+    with undisturbed():
+        assert torch.equal(layer(X), first)
+    if forgets == "attributes":
+        assert vars(layer) != kept
+    elif forgets is None:
+        assert vars(layer).items() == kept.items() and layer.calls == 0 and layer.last is None
+    else:
+        with undisturbed():
+            assert not torch.equal(layer(X), first)
+
+
+def test_casts_of_other_values_are_neither_taken_nor_left():
+    """Autocast keeps its casts while it is on: after a step they are of the weights before it."""
+    layer = Linear(3, 3, bias=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = layer(X)
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        with undisturbed():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert torch.equal(layer(X), 2 * before)
+            assert torch.equal(layer(X), 2 * before)
+        assert torch.equal(layer(X), before) and torch.is_autocast_cache_enabled()
 
 
 def test_it_is_put_back_after_an_error(model):

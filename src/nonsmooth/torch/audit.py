@@ -6,11 +6,11 @@ at the end tries its advice from where the run stands. The loop is left as it is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import time
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,15 +23,15 @@ from nonsmooth.torch.batches import CLOSE, Agreement, Batch, agreement
 from nonsmooth.torch.capture import OTHERS, Capture, Heard
 from nonsmooth.torch.census import record as census_of
 from nonsmooth.torch.facts import plain, write_facts
-from nonsmooth.torch.findings import Finding, findings, text
+from nonsmooth.torch.findings import Finding, Record, findings, text
+from nonsmooth.torch.found_terms import FoundTerms
 from nonsmooth.torch.interception import Interception
-from nonsmooth.torch.l1_audit import PenaltyTerm
 from nonsmooth.torch.monitor import Monitor
-from nonsmooth.torch.penalty_terms import detached_terms, penalty_terms, proximal_terms
-from nonsmooth.torch.probes import quietly
+from nonsmooth.torch.probes import checksums, quietly
 from nonsmooth.torch.program import Program
 from nonsmooth.torch.selection import eagerly
 from nonsmooth.torch.trials import Trials
+from nonsmooth.torch.turns import Turns
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["Audit"]
@@ -44,13 +44,6 @@ LOOKS = 64
 """After so many steps it looks for edits of the parameters between steps only where there is a probe."""
 NEXT = 1.15
 """How far apart, by this factor, the steps are whose batches are kept, if no probe asks for more."""
-WAYS = {
-    "autograd": "in the loss",
-    "grad": "not in the loss: its sign is added to .grad",
-    "proximal": "not in the loss: taken by Proximal",
-    "detached": "in the loss, with no gradient",
-}
-"""Where a penalty is, by the way it acts."""
 
 
 class Audit:
@@ -109,13 +102,14 @@ class Audit:
         self.interrupted, self._edited = False, False
         self._left: dict[int, int] = {}  # versions of the parameters after the last step
         self._same = 0  # batches in a row that were one and the same
-        self._optimizers: list[weakref.ref[Optimizer]] = []
+        self._overwritten = False  # whether the script writes its batches into tensors that it uses again
+        self.turns = Turns()
         self._why = ""
         self.agreement: Agreement | None = None
         self._x: list[torch.Tensor] | None = None
         self._counts = False
         self._scaled = False
-        self._terms: dict[tuple[str, str], PenaltyTerm] = {}
+        self._terms = FoundTerms()
         self._census: Any = None
         self._checks = 0
         self._next = 8
@@ -134,8 +128,10 @@ class Audit:
         crashed = error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt))
         try:
             self.finish(f"{type(error).__name__}: {error}".partition("\n")[0] if crashed else None)
-        except ValueError as wrong:  # a full disk: what was found stands in `findings`, and the script goes on
-            warnings.warn(f"Audit: {wrong}", stacklevel=2)
+        except Exception as wrong:  # such as a full disk: what was found stands in `findings`, and the script goes on
+            said = str(wrong) if isinstance(wrong, ValueError) else f"its end failed: {type(wrong).__name__}: {wrong}"
+            with contextlib.suppress(Warning):  # where warnings are errors
+                warnings.warn(f"Audit: {said}".partition("\n")[0], stacklevel=2)
 
     def _guarded(self, call: Callable[..., None]) -> Callable[..., None]:
         """The run goes on, whatever the audit meets: it is given up then, and says so."""
@@ -158,15 +154,8 @@ class Audit:
             self.monitor.spent += max(0.0, seconds - (own - self._counted_so_far))
             self._counted_so_far = self.monitor.spent - self.monitor.slowed
 
-    def _number(self, optimizer: Optimizer) -> int:
-        for i, ref in enumerate(self._optimizers):
-            if ref() is optimizer:
-                return i + 1
-        self._optimizers.append(weakref.ref(optimizer))
-        return len(self._optimizers)
-
     def _before(self, optimizer: Optimizer) -> None:
-        if self._number(optimizer) != self.which:
+        if self.turns.number(optimizer) != self.which:
             return
         if self.monitor is None:
             self.monitor = Monitor(
@@ -184,18 +173,21 @@ class Audit:
         checking = self._checks < 2 or self.agreement is None
         held = [p for _, p in self.monitor.probes.params()] if self._left or checking else ()
         self._edited |= any(self._left.get(id(p), p._version) != p._version for p in held)
+        if self.monitor.wants is not None and not self._edited:
+            self._edited = self._written_unseen(self.monitor)
         self._x = [p.detach().clone() for p in held] if checking else None
 
     def _after(self, optimizer: Optimizer, heard: Heard) -> None:
-        number = self._number(optimizer)
+        number = self.turns.number(optimizer)
         monitor = self.monitor
         if monitor is None:
-            if len(self._optimizers) < self.which:
+            if len(self.turns) < self.which:
                 self.capture.listen()
             return
         if missed := self.capture.wake():
             monitor.skip(-missed)
         if number != self.which:
+            self.turns.stepped(optimizer, monitor.t)
             self._others += 1
             if self._due and self._others <= OTHERS:
                 self.capture.listen()
@@ -241,6 +233,17 @@ class Audit:
             self.capture.sleep(optimizer, steps)
             self._left = {}  # the optimiser writes meanwhile, unheard
 
+    def _written_unseen(self, monitor: Monitor) -> bool:
+        """Whether the weights are others than when they were traced after the last step: `.data` has no versions."""
+        traced = next((row for row in reversed(monitor.rows) if row["kind"] == "trace"), None)
+        params = monitor.probes.params()
+        if traced is None or traced["step"] != monitor.t or self._left.keys() != {id(p) for _, p in params}:
+            return False
+        began = time.perf_counter()
+        found = checksums(params)
+        monitor.spend("trace", began)
+        return found != traced["weights"]
+
     def _heard(self, optimizer: Optimizer, heard: Heard) -> None:
         """Take the batch of this step, after a look at whether it is what the optimiser saw."""
         monitor = self.monitor
@@ -250,8 +253,7 @@ class Audit:
             self._name(monitor)
         named = dict(monitor.probes.params())
         if heard.tape is not None and heard.tape.detached:
-            for term in detached_terms(heard.tape.detached, named):
-                self._terms.setdefault((term.name, term.through), term)
+            self._terms.detached(heard.tape.detached, named)
         if heard.within > 1:
             self._why = "the optimiser asks for it several times within a step, as LBFGS does"
             return
@@ -281,7 +283,8 @@ class Audit:
                 self._census = self._counted(batch)
         last = self.kept[-1].identity if self.kept else None
         self._same = self._same + 1 if last and last == batch.identity else 0
-        self.kept.append(batch)
+        self._overwritten |= bool(self.kept) and self.kept[-1].stale
+        self.kept.append(batch.copied() if self._overwritten else batch)
         monitor.spend("step", began)
 
     def _name(self, monitor: Monitor) -> None:
@@ -306,11 +309,8 @@ class Audit:
         seen = [None if p.grad is None else p.grad.detach().clone() for p in named.values()]
         met = self.agreement = agreement(heard.programs, named, before, seen, masks=not self.capture.compiled)
         batch = Batch(heard.programs[-met.count :], step)
-        with eagerly():
-            for term in (*met.terms, *penalty_terms(batch, named), *proximal_terms(optimizer, named)):
-                self._terms[(term.name, term.through)] = term
-        ways = {term.through for term in self._terms.values()}
-        monitor.penalty = next((words for way, words in WAYS.items() if way in ways), "none was found")
+        self._terms.look(batch, optimizer, named, met.terms)
+        monitor.penalty = self._terms.words
         return batch
 
     def _counted(self, batch: Batch) -> Any:
@@ -344,7 +344,7 @@ class Audit:
             "command": self.command or None,
             "crashed": None if self.interrupted else crashed,
             "interrupted": self.interrupted,
-            "optimizers": len(self._optimizers),
+            "optimizers": 1 + (0 if monitor is None else self.turns.beside(monitor.optimizer, monitor.t)),
             "edited": self._edited,
             "clip": self.agreement.clip if self.agreement is not None else None,
             "exit_code": exit_code,
@@ -373,10 +373,13 @@ class Audit:
             return self._lacks(
                 "trials from the end", "by then the script had frozen all that this optimiser trained", ""
             )
+        replaced = self.turns.replaced(monitor.optimizer, monitor.t)
+        if replaced:
+            self._lacks("trials from the end", "another optimiser has trained the same weights on since then", "")
         trials = Trials(
             monitor.optimizer,
             named,
-            list(self.kept),
+            [] if replaced else list(self.kept),
             self.trials,
             own / max(1, monitor.t),
             facts["seconds"],
@@ -386,9 +389,13 @@ class Audit:
             chatter_end=monitor.t
             if monitor.chatter_open
             else max((int(row["step"]) for row in monitor.rows if row["kind"] == "chatter"), default=0),
+            kinks="census" not in facts or bool(Record(facts, []).kinks),
         )
-        terms = list(self._terms.values())
+        self._terms.look_again(self.kept[-1], monitor.optimizer, named)
+        terms = self._terms.of(named)
         facts["l1"] = trials.penalty(terms)
+        if changed := self._terms.changed(named):
+            facts["l1"] = (facts["l1"] or {"terms": []}) | {"changed": changed}
         facts["what_if"] = trials.changes(terms)
         self.missing += trials.lacking
 
@@ -408,7 +415,7 @@ class Audit:
         monitor = self.monitor
         line = "with nonsmooth.torch.Monitor(model, optimizer, closure=lambda: loss_fn(model(x), y)): train()"
         if monitor is None:
-            seen = len(self._optimizers)
+            seen = len(self.turns)
             why = "no torch optimiser made a step" if not seen else f"only {seen} made a step"
             if self.capture.elsewhere:
                 why += " in the main thread, the only one that is watched"
@@ -421,9 +428,11 @@ class Audit:
         if not isinstance(monitor.model, torch.nn.Module):
             why = "no module whose parameters the optimiser holds was called; layers have numbers for names"
             self._lacks("the model", why, line)
-        others = [i + 1 for i in range(len(self._optimizers)) if i + 1 != self.which]
+        others = [i + 1 for i in range(len(self.turns)) if i + 1 != self.which]
         if others:
-            why = f"one is watched at a time, and this was number {self.which} of {len(self._optimizers)}"
+            why = f"one is watched at a time, and this was number {self.which} of {len(self.turns)}"
+            if self.turns.replaced(monitor.optimizer, monitor.t):
+                why += f", replaced by another after its {monitor.t} steps"
             self._lacks(
                 f"{len(others)} more optimiser{'s' if len(others) > 1 else ''}",
                 why,

@@ -72,6 +72,9 @@ def audit_script(
         (say or _say)(f"\n{audit.told}")
     except ValueError as error:
         (say or _say)(f"audit: {error}")
+    except Exception as error:  # the exit code is the script's, whatever the audit meets
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        (say or _say)(f"audit: what was found could not be told ({what}); what was measured is in {folder}.")
     if termination.came:
         _flush()
         os.kill(os.getpid(), signal.SIGTERM)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map
 
 from nonsmooth.torch.l1_audit import PenaltyTerm, find_sign_in_grad
-from nonsmooth.torch.program import Program
+from nonsmooth.torch.program import Entry, Program
 from nonsmooth.torch.selection import eagerly
 from nonsmooth.torch.steps.evaluation import dot, flat, kept, norm, put
 from nonsmooth.torch.undisturbed import undisturbed
@@ -17,6 +19,8 @@ __all__ = ["CLOSE", "Agreement", "Batch", "agreement"]
 
 CLOSE = 1e-3
 """How near a loss or gradient that is computed again must come to the script's, as a share of it, to be the same."""
+LARGEST = 2**26
+"""The bytes up to which a batch is copied."""
 
 
 @dataclass(eq=False)
@@ -52,6 +56,31 @@ class Batch:
     def stale(self) -> bool:
         """Whether the script has written into the batch since."""
         return any(program.stale for program in self.programs)
+
+    def copied(self) -> Batch:
+        """The same with copies of the script's tensors, for one that writes its next batch into them; if not too large.
+
+        >>> x, add = torch.ones(2), lambda x: 2 * x
+        >>> entry = Entry(add, (x,), {}, [1], set(), "", None, ())
+        >>> from nonsmooth.torch.program import Slot
+        >>> one = Batch([Program([entry], Slot(1), constants=[(x, x._version)])])
+        >>> two = one.copied()
+        >>> _ = x.zero_()
+        >>> one.stale, one().item(), two.stale, two().item()
+        (True, 0.0, False, 4.0)
+        """
+        own = {id(t): t for program in self.programs for t, _ in program.constants}
+        if sum(t.numel() * t.element_size() for t in own.values()) > LARGEST:
+            return self
+        new = {key: t.detach().clone() for key, t in own.items()}
+
+        def swap(leaf: Any) -> Any:
+            return new.get(id(leaf), leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        def entries(program: Program) -> list[Entry]:
+            return [replace(e, args=tree_map(swap, e.args), kwargs=tree_map(swap, e.kwargs)) for e in program.entries]
+
+        return Batch([replace(program, entries=entries(program), constants=[]) for program in self.programs], self.step)
 
 
 @dataclass(frozen=True)

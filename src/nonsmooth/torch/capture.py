@@ -24,14 +24,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes
 
-from nonsmooth.torch.program import Program
-from nonsmooth.torch.steps.evaluation import SameRandomNumbers
+from nonsmooth.torch.program import AsCalled, Program
 from nonsmooth.torch.tape import Tape
 
 __all__ = ["Capture", "Heard"]
 
 OTHERS = 64
 """After so many steps of other optimisers in a row it sleeps no longer: the one that it waits for may step no more."""
+UNCLAIMED = 64
+"""After so many backward calls that lead to no step of a torch optimiser, as where weights are written by hand, it
+listens no longer, until there is one."""
 
 
 @dataclass
@@ -84,7 +86,8 @@ class Capture:
         self.tape: Tape | None = None
         self.models: dict[int, weakref.ref[Any]] = {}
         self.compiled, self.elsewhere = False, False
-        self._heard = Heard()
+        self._heard, self._full = Heard(), False  # whether it was more than is kept
+        self._ratios: dict[tuple[str, str], tuple[float, float]] = {}  # what tapes remember of those before
         self._wanted, self._thread = listening, 0
         self._within: list[Optimizer] = []  # the optimisers that step now: a wrapper, and what is in it
         self._turn = 0  # counts the steps, and what listens to them
@@ -115,10 +118,10 @@ class Capture:
     def listen(self) -> None:
         """Take a tape of the step that begins now."""
         self._rest()
-        self._wanted = True
+        self._wanted, self._full = True, False
         self._turn += 1
         self._patch()
-        self._push(Tape())
+        self._push(Tape(self._ratios))
 
     def sleep(self, optimizer: Optimizer, steps: int) -> None:
         """Hear nothing of so many steps of this optimiser that follow, and call neither `before` nor `after`."""
@@ -168,13 +171,16 @@ class Capture:
 
     def _outermost(self, who: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A call from outside of all modules, with nothing of ours on within it."""
+        if self._full:
+            self._rest()
+            return call(*args, **kwargs)
         began = time.perf_counter()
         with aside():
             learns = torch.is_grad_enabled() and (not isinstance(who, Module) or _learns(who))
-        tape = self._pull() or (Tape() if learns else None)
+        tape = self._pull() or (Tape(self._ratios) if learns else None)
         wanted, self._wanted, turn = self._wanted, False, self._turn
         self._unpatch()
-        again = SameRandomNumbers() if tape is not None else None
+        again = AsCalled(who) if tape is not None else None
         self._seconds += time.perf_counter() - began
         try:
             out = call(*args, **kwargs)
@@ -246,7 +252,13 @@ class Capture:
         self._heard.scaled |= scaled
         self._heard.losses.append(loss.detach() if weight is None or scaled else (loss * weight).sum())
         self._heard.within += bool(self._within)
-        if tape is None:
+        if not self._within:
+            del self._heard.losses[:-UNCLAIMED]
+        if tape is None or self._full:
+            return
+        if len(self._heard.programs) == UNCLAIMED:
+            self._heard.programs, self._heard.why = [], f"more than {UNCLAIMED} backward calls came before a step"
+            self._full = tape.resting = True
             return
         try:
             program = tape.program(root, None if scaled else weight)

@@ -388,7 +388,7 @@ class Hessian:
                 raise ValueError(f"{self.who}: the loss is complex; return a real one, such as its .real or .abs().")
             rows = losses_of_rows(loss) if self.keep is not False and self.batches.count > 1 else None
             found = torch.autograd.grad(loss.sum(), self.params, create_graph=True, allow_unused=True)
-        slopes = [torch.zeros_like(p) if g is None else g for p, g in zip(self.params, found, strict=True)]
+        slopes = [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(self.params, found, strict=True)]
         if not all(bool(g.isfinite().all()) for g in slopes):
             raise ValueError(f"{self.who}: the gradient is not finite.")
         return slopes, rows, loss.detach().sum()
@@ -410,7 +410,7 @@ class Hessian:
         for into in out.split(self.sizes):
             g = found.pop(0)  # and is freed
             if g is not None:
-                into.add_(g.reshape(-1).to(self.device, self.dtype), alpha=weight)
+                into.add_(g.to_dense().reshape(-1).to(self.device, self.dtype), alpha=weight)
         return out
 
     def _flat_like(self, numbers: Sequence[Any]) -> torch.Tensor:
@@ -458,7 +458,7 @@ def _held(slopes: Iterable[torch.Tensor]) -> int:
             saved = getattr(node, name) if name.startswith("_saved_") or name == "saved_tensors" else ()
             for t in saved if isinstance(saved, (tuple, list)) else (saved,):
                 if isinstance(t, torch.Tensor):
-                    storage = t.untyped_storage()
+                    storage = (t._values() if t.is_sparse else t).untyped_storage()
                     held[storage.data_ptr()] = storage.nbytes()
         fresh = {n for n, _ in (() if node is None else node.next_functions)} - seen
         seen |= fresh

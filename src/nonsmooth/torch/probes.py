@@ -49,9 +49,9 @@ class Probes:
         self.bare: Sharpness | None = None
 
     def params(self) -> list[tuple[str, torch.Tensor]]:
-        """The parameters of the optimiser that learn, with their names, or their index where they have none."""
-        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        return [(self.names.get(id(p), str(i)), p) for i, p in enumerate(held)]
+        """The parameters of the optimiser that learn, with their names, or where they have none their index in it."""
+        held = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [(self.names.get(id(p), str(i)), p) for i, p in enumerate(held) if p.requires_grad]
 
     def step(self, closure: Closure, before: Sequence[torch.Tensor] | None) -> dict[str, Any]:
         """`measure_step` from `before` to where the parameters are now."""
@@ -105,8 +105,14 @@ class Probes:
 
     def curvature(self, closure: Closure) -> dict[str, Any]:
         """The sharpness against the optimiser's threshold; of the Hessian alone for one that has none."""
-        with eagerly():
-            return self._curvature(closure)
+        try:
+            with eagerly():
+                return self._curvature(closure)
+        except NotImplementedError as error:
+            why = str(error).partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"the sharpness cannot be measured: torch has no second derivative here ({why})"
+            ) from error
 
     def _curvature(self, closure: Closure) -> dict[str, Any]:
         if self.bare is None:

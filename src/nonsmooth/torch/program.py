@@ -16,12 +16,13 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from nonsmooth.torch.steps.evaluation import SameRandomNumbers
-from nonsmooth.torch.undisturbed import undisturbed
+from nonsmooth.torch.undisturbed import attributes, own_streams, remember, set_state, state_of, streams, undisturbed
 
-__all__ = ["Program", "Slot", "place", "tensors_in"]
+__all__ = ["AsCalled", "Program", "Slot", "place", "tensors_in"]
 
 LIBRARY = tuple(os.path.dirname(os.path.abspath(f)) + os.sep for f in (torch.__file__, os.path.dirname(__file__)))
 LIBRARY += (contextlib.__file__,)
+NUMBERS = frozenset({bool, int, float, complex})
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,49 @@ class Slot:
     """
 
     number: int
+
+
+class AsCalled(SameRandomNumbers):
+    """The random numbers as they were before a call, and what a module holds of its own: numbers, such as a counter's,
+    and the state of its random generators.
+
+    >>> layer = torch.nn.Linear(1, 1)
+    >>> layer.calls = 3
+    >>> again = AsCalled(layer)
+    >>> layer.calls = 4
+    >>> with again():
+    ...     layer.calls
+    3
+    >>> layer.calls
+    4
+    """
+
+    def __init__(self, who: Any) -> None:
+        super().__init__()
+        self.who = who
+        own = [(m, attributes(m)) for m in (who.modules() if isinstance(who, torch.nn.Module) else ())]
+        self.generators = [(generator, state_of(generator)) for _, held in own for generator in own_streams(held)]
+        self.numbers = [(m, _numbers(held)) for m, held in own]
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        if isinstance(self.who, torch.nn.Module):
+            remember(self.who)
+        now = [(m, {name: vars(m)[name] for name in found if name in vars(m)}) for m, found in self.numbers]
+        with super().__call__(), streams(*(generator for generator, _ in self.generators)):
+            for generator, state in self.generators:
+                set_state(generator, state)
+            for m, found in self.numbers:
+                vars(m).update(found)
+            try:
+                yield
+            finally:
+                for m, found in now:
+                    vars(m).update(found)
+
+
+def _numbers(held: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in held.items() if type(value) in NUMBERS and name != "training"}
 
 
 @dataclass

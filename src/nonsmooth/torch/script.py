@@ -22,7 +22,7 @@ def script_of(path: Path) -> types.CodeType:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
     try:
-        return compile(path.read_bytes(), str(path.absolute()), "exec")
+        return compile(path.read_bytes(), str(path.absolute()), "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         at = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise ValueError(f"{path}: is not a Python script ({error.args[0]}{at}).") from None

@@ -23,7 +23,15 @@ from nonsmooth.torch.steps.evaluation import SameRandomNumbers
 
 __all__ = ["Detached", "Tape", "is_absolute"]
 
-RANDOM = ("dropout", "rand", "normal", "bernoulli", "multinomial", "poisson", "exponential", "gumbel", "rrelu")
+RANDOM = frozenset(
+    {"dropout", "rand", "normal", "bernoulli", "multinomial", "poisson", "exponential", "gumbel", "rrelu", "uniform"}
+    | {"gamma", "dirichlet", "binomial"}
+)
+SAMPLES = frozenset(
+    {"normal", "log_normal", "uniform", "rand_like", "randn_like", "randint_like", "random", "bernoulli", "binomial"}
+    | {"multinomial", "poisson", "exponential", "geometric", "cauchy", "standard_gamma", "sample_dirichlet"}
+)
+"""What draws numbers: where no gradient passes them, those that the script drew are data, as a batch is."""
 ATTENDS = ("scaled_dot_product_attention", "multi_head_attention_forward")
 ABSOLUTE = frozenset({"abs", "absolute", "abs_", "l1_loss", "__abs__"})
 ADDS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__", "sum", "stack"})
@@ -35,6 +43,8 @@ KEEPS = frozenset(
     | {"__get__", "view_as"}
 )
 """What leaves a parameter's own numbers as they are."""
+STEADY = 0.01
+"""By at most so much of a norm's relative change may what is added change over it, to be a multiple of that norm."""
 LOST = "a tensor that {node} made, out of sight of what was listened to"
 
 
@@ -70,8 +80,10 @@ class Tape(TorchFunctionMode):
     15.0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ratios: dict[tuple[str, str], tuple[float, float]] | None = None) -> None:
         super().__init__()
+        self.ratios = {} if ratios is None else ratios  # (what was added, what was read), by the places of both
+        self.earlier = dict(self.ratios)  # those of the tapes before
         self.entries: list[Entry] = []
         self.slots: dict[int, tuple[Any, int, bool]] = {}  # id → (weak reference, number, whether a gradient passes)
         self.starts: dict[int, torch.Tensor] = {}
@@ -80,7 +92,7 @@ class Tape(TorchFunctionMode):
         self.pure: dict[int, tuple[tuple[int, ...], bool]] = {}  # number → the parameters it is of alone; as |w|?
         self.derived: dict[int, tuple[Any, tuple[int, ...], str, str, bool]] = {}
         self.detached: list[Detached] = []
-        self.numbers: list[tuple[float, tuple[int, ...], str]] = []
+        self.numbers: dict[str, tuple[float, tuple[int, ...], bool]] = {}  # place → what was read; whether it was added
         self.count, self.process, self.resting, self.handling = 0, os.getpid(), False, False
         self.broken = ""
 
@@ -104,7 +116,8 @@ class Tape(TorchFunctionMode):
         again = None
         with self._safely():
             leaves = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-            again = SameRandomNumbers() if _draws(name, args, kwargs) and any(t.requires_grad for t in leaves) else None
+            if _draws(name, args, kwargs) and any(t.requires_grad or self._number(t) is not None for t in leaves):
+                again = SameRandomNumbers()
             self._before(name, leaves)
         out = func(*args, **kwargs)
         with self._safely():
@@ -154,6 +167,8 @@ class Tape(TorchFunctionMode):
         if not any(t.requires_grad for t in made):
             if not inside:
                 self._derive(func, name, args, kwargs, made)
+                if name.strip("_") in SAMPLES and self._drawn(made):
+                    return
             given = made if _in_place(name) else tree_leaves((args, kwargs)) if made else ()
             if inside or not any(isinstance(t, torch.Tensor) and self._number(t) is not None for t in given):
                 return  # else it is a mask, say, that is another at other parameters
@@ -253,12 +268,25 @@ class Tape(TorchFunctionMode):
                     value = t.item() if t.numel() == 1 else None
                     self.detached.append(Detached(known[1], known[2], known[3], True, value))
             elif isinstance(t, float) and t and self.numbers:
-                at = self.numbers[-1][2]  # a loop reads them in one place, and adds their sum
-                of, params = 0.0, dict[int, None]()
-                for value, ids, _ in (n for n in self.numbers if n[2] == at):
-                    of, params = of + value, params | dict.fromkeys(ids)
-                self.numbers = [n for n in self.numbers if n[2] != at]
-                self.detached.append(Detached(tuple(params), "item", at, True, t, of))
+                self._added_number(t)
+
+    def _added_number(self, t: float) -> None:
+        """A number is added: a penalty, if it is a multiple of what was read before, in one place or in all together.
+
+        And the same multiple as on the tapes before, though the norm has moved: an ε stays what it is meanwhile.
+        """
+        here, places = place(), list(self.numbers)
+        for ats in [(at,) for at in reversed(places)] + [tuple(places)] * (len(places) > 1):
+            of = sum(self.numbers[at][0] for at in ats)
+            key = (" ".join(ats), here)
+            value, was = self.earlier.get(key, (t, of))
+            self.ratios[key] = t, of
+            moved = abs(of / was - 1) if was else 0.0
+            if moved and of and abs(t * was / (of * value) - 1) <= STEADY * moved:
+                ids = dict.fromkeys(i for at in ats for i in self.numbers[at][1])
+                self.detached.append(Detached(tuple(ids), "item", ats[-1], True, t, of))
+                break
+        self.numbers = {at: (of, ids, True) for at, (of, ids, _) in self.numbers.items()}
 
     def _read(self, args: Any, out: Any) -> None:
         t = args[0] if args else None
@@ -266,9 +294,23 @@ class Tape(TorchFunctionMode):
             return
         known = self.derived.get(id(t))
         if known is not None and known[0]() is t and known[4]:
-            self.numbers.append((out, known[1], known[3]))
+            params, at = known[1], known[3]
         elif params := self._penalised(t):
-            self.numbers.append((out, params, place()))
+            at = place()
+        else:
+            return
+        of, ids, added = self.numbers.pop(at, (0.0, (), False))  # a loop reads them in one place, and adds their sum
+        if added:
+            of, ids = 0.0, ()
+        self.numbers[at] = (of + out, tuple(dict.fromkeys((*ids, *params))), False)
+
+    def _drawn(self, made: list[torch.Tensor]) -> bool:
+        """Take what was drawn for a constant, and all that shares its memory; not a part, which leaves the rest."""
+        if any(t._base is not None for t in made):
+            return False
+        memory = {id(t) for t in made}
+        self.slots = {key: held for key, held in self.slots.items() if self.bases.get(held[1]) not in memory}
+        return True
 
     # --- tensors and their numbers ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 
 from nonsmooth.penalties import L1
 from nonsmooth.torch.batches import Batch
-from nonsmooth.torch.l1_audit import Chatter, PenaltyTerm, l1_audit
+from nonsmooth.torch.l1_audit import Chatter, PenaltyTerm, l1_audit, mending_lines
 from nonsmooth.torch.proximal import Proximal
 from nonsmooth.torch.what_if import what_if
 
@@ -32,8 +32,8 @@ class Trials:
 
     named: the parameters; model: what they are of, or None; step_seconds: what a step of the run took; seconds: the
     whole run; chatter: the run's own last window of signs, which ended at step `chatter_end` of `steps_done`; one from
-    before the last tenth of the run is not used, and a continuation is watched instead. `lacking` says what could not
-    be tried, and why.
+    before the last tenth of the run is not used, and a continuation is watched instead. kinks: whether there are any
+    to be smoothed. `lacking` says what could not be tried, and why.
 
     >>> from nonsmooth.torch.program import Program
     >>> w = torch.nn.Parameter(torch.tensor([2.0]))
@@ -52,10 +52,15 @@ class Trials:
     chatter: Chatter | None = None
     steps_done: int = 0
     chatter_end: int = 0
+    kinks: bool = True
     lacking: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.batches = [batch for batch in self.batches if not batch.stale]
+        fresh = [batch for batch in self.batches if not batch.stale]
+        if self.batches and not fresh:
+            why = "the script has since written other data into the tensors of its last batches"
+            self.lacking.append({"what": "trials from the end", "why": why, "line": "x = x.clone()  # in each step"})
+        self.batches = fresh
         if not all(bool(p.isfinite().all()) for p in self.named.values()):
             self.batches = []
 
@@ -70,10 +75,13 @@ class Trials:
         )
 
     def penalty(self, terms: Sequence[PenaltyTerm]) -> dict[str, Any] | None:
-        """The audit of the L1 penalty, as plain data; None where there is none."""
-        if not terms or not self.batches:
+        """The audit of the L1 penalty, as plain data: of one that cannot be audited its terms; None without terms."""
+        if not terms:
             return None
         inside = self.model is not None and set(self.named) <= {name for name, _ in self.model.named_parameters()}
+        model = self.model if inside else None
+        if not self.batches:
+            return self._unaudited(terms, model)
         turns = any(term.bounces for term in terms)
         steps = self._affordable(12 if turns else 1)
         try:
@@ -81,7 +89,7 @@ class Trials:
                 self.optimizer,
                 terms,
                 list(self.batches),
-                self.model if inside and self.model is not None else dict(self.named),
+                dict(self.named) if model is None else model,
                 chatter=self._window(terms),
                 steps=max(FEWEST, steps),
                 turn=turns and steps >= FEWEST,
@@ -89,13 +97,17 @@ class Trials:
             ).to_dict()
         except Exception as error:
             self._lacks("the audit of the L1 penalty", error)
-            return None
+            return self._unaudited(terms, model)
+
+    def _unaudited(self, terms: Sequence[PenaltyTerm], model: torch.nn.Module | None) -> dict[str, Any]:
+        lines = mending_lines(self.optimizer, terms, self.named, model)
+        return {"terms": [dataclasses.asdict(term) for term in terms], "lines": lines, "audited": False}
 
     def changes(self, terms: Sequence[PenaltyTerm]) -> list[dict[str, Any]]:
         """The what-ifs, as plain data; with a penalty that acts by its gradient alone, `Proximal` in its place too."""
         if not self.steps or not self.batches:
             return []
-        changes, steps = [*CHANGES], self._affordable(SEARCH)
+        changes, steps = [name for name in CHANGES if self.kinks or name != "smooth"], self._affordable(SEARCH)
         if steps < FEWEST:
             changes.remove("largest-stable-lr")
             steps = self._affordable(len(changes) + 1)

@@ -11,11 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["streams", "undisturbed"]
+__all__ = ["attributes", "own_streams", "remember", "set_state", "state_of", "streams", "undisturbed"]
+
+Stream = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+STREAMS = frozenset(Stream.__args__)
+WRAPPERS = ("torch.nn.parallel", "torch.distributed")
+"""Modules from there keep books of what other processes know, too: their plain attributes are left alone."""
 
 
 @contextlib.contextmanager
-def streams(*generators: torch.Generator) -> Iterator[None]:
+def streams(*generators: Stream) -> Iterator[None]:
     """Put back the random numbers of Python, NumPy, torch and its devices, and of `generators`, at the end.
 
     >>> with streams():
@@ -25,7 +30,7 @@ def streams(*generators: torch.Generator) -> Iterator[None]:
     """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    own = [(generator, generator.get_state()) for generator in generators]
+    own = [(generator, state_of(generator)) for generator in generators]
     try:
         yield
     finally:
@@ -35,7 +40,7 @@ def streams(*generators: torch.Generator) -> Iterator[None]:
         if devices:
             torch.cuda.set_rng_state_all(devices)
         for generator, state in own:
-            generator.set_state(state)
+            set_state(generator, state)
 
 
 @contextlib.contextmanager
@@ -43,13 +48,14 @@ def undisturbed(*things: Any) -> Iterator[None]:
     """Put back, at the end, what running models meanwhile may have changed.
 
     Of the `things`, modules, parameters, `torch.Generator`s or lists of them, and of every module that is called
-    meanwhile, whether named or not: buffers (batch norm's statistics), `.grad`, train and eval modes, requires_grad.
-    And the random numbers of Python, NumPy, torch and its devices. Parameters' values are not looked after: do not
-    write to them.
+    meanwhile, whether named or not: buffers (batch norm's statistics), `.grad`, train and eval modes, requires_grad,
+    what plain attributes are, such as counters, and the state of the random generators among them. And the random
+    numbers of Python, NumPy, torch and its devices. Parameters' values are not looked after: do not write to them.
+    Autocast gives no casts from before, which may be of other values, and keeps none.
 
     Buffers are not copied back: modules get copies for the time, and then their own tensors, never written, so that a
     graph which holds these stays good (scripted modules are copied back). `.grad` is None for the time, so that a
-    `backward` by the caller shows. What a module keeps in plain attributes, such as a counter, is beyond reach.
+    `backward` by the caller shows. What a module writes into an attribute in place, such as a list, is beyond reach.
 
     Raises TypeError for a thing that is none of these.
 
@@ -72,15 +78,34 @@ def undisturbed(*things: Any) -> Iterator[None]:
         else:
             generators.append(thing)
     hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: kept.module(module))
+    caching = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    _KEEPING.append(kept)
     try:
         with streams(*generators):
             yield
     finally:
+        _KEEPING.remove(kept)
+        torch.set_autocast_cache_enabled(caching)
         hook.remove()
         kept.put_back()
 
 
-@dataclass
+def remember(module: torch.nn.Module) -> None:
+    """Let every `undisturbed` that is entered now look after a module, before anything is changed of it.
+
+    >>> layer = torch.nn.Dropout(0.5)
+    >>> with undisturbed():
+    ...     remember(layer)
+    ...     layer.p = 0.25
+    >>> layer.p
+    0.5
+    """
+    for kept in _KEEPING:
+        kept.module(module)
+
+
+@dataclass(eq=False)
 class Kept:
     """What was, of modules and of parameters, by identity.
 
@@ -94,6 +119,8 @@ class Kept:
 
     modules: dict[int, torch.nn.Module] = field(default_factory=dict)
     modes: list[tuple[torch.nn.Module, bool]] = field(default_factory=list)
+    own: list[tuple[torch.nn.Module, dict[str, Any]]] = field(default_factory=list)
+    generators: dict[int, tuple[Stream, Any]] = field(default_factory=dict)
     buffers: list[tuple[torch.nn.Module, str, torch.Tensor]] = field(default_factory=list)
     copies: dict[int, torch.Tensor] = field(default_factory=dict)
     scripted: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -113,6 +140,9 @@ class Kept:
             if isinstance(m, torch.jit.ScriptModule):
                 self.scripted += [(b, b.detach().clone()) for b in m.buffers(recurse=False)]
                 continue
+            self.own.append((m, held := attributes(m)))
+            for generator in own_streams(held):
+                self.generators.setdefault(id(generator), (generator, state_of(generator)))
             for name, buffer in m._buffers.items():
                 if buffer is not None:
                     self.buffers.append((m, name, buffer))
@@ -127,6 +157,14 @@ class Kept:
             p.grad = None
 
     def put_back(self) -> None:
+        for generator, state in self.generators.values():
+            set_state(generator, state)
+        for m, before in self.own:
+            now = vars(m)
+            now.update(before)
+            if before and len(now) > len(before):
+                for name in now.keys() - before.keys():
+                    del now[name]
         for module, name, buffer in self.buffers:
             module._buffers[name] = buffer
         for buffer, value in self.scripted:
@@ -139,6 +177,60 @@ class Kept:
             p.grad = grad
             if p.requires_grad != requires_grad:
                 p.requires_grad_(requires_grad)
+
+
+_KEEPING: list[Kept] = []
+
+
+def attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """A module's own attributes; none of a scripted one, or of one that keeps books for several processes.
+
+    >>> attributes(torch.nn.Dropout(0.25))["p"], attributes(torch.nn.DataParallel(torch.nn.Dropout()))
+    (0.25, {})
+    """
+    apart = isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(WRAPPERS)
+    return {} if apart else dict(vars(module))
+
+
+def own_streams(held: dict[str, Any]) -> list[Stream]:
+    """The random generators among a module's attributes.
+
+    >>> layer = torch.nn.Linear(1, 1)
+    >>> layer.noise = random.Random(0)
+    >>> own_streams(attributes(layer)) == [layer.noise]
+    True
+    """
+    return [value for value in held.values() if type(value) in STREAMS]
+
+
+def state_of(generator: Stream) -> Any:
+    """What `set_state` takes to let a generator draw the same numbers again.
+
+    >>> generator = np.random.default_rng(0)
+    >>> state, first = state_of(generator), generator.random()
+    >>> set_state(generator, state)
+    >>> generator.random() == first
+    True
+    """
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def set_state(generator: Stream, state: Any) -> None:
+    """Let a generator go on from a state.
+
+    >>> one, other = random.Random(0), random.Random(1)
+    >>> set_state(other, state_of(one))
+    >>> one.random() == other.random()
+    True
+    """
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
 
 
 def _flat(things: Iterable[Any]) -> Iterator[torch.nn.Module | torch.Tensor | torch.Generator]:

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from nonsmooth.torch.findings.edge import EDGE, raising, ratios
 from nonsmooth.torch.findings.finding import Finding
+from nonsmooth.torch.findings.kinks import switched
 from nonsmooth.torch.findings.numbers import mapping, percent, say, spread
 from nonsmooth.torch.findings.record import Record, last
 from nonsmooth.torch.findings.trials import tried
 
 __all__ = ["calm"]
 
+UNUSUAL = ("loss-raising", "sharpness-blind", "loss-not-falling", "learning-rate")
+"""Notes beside which "nothing unusual" would be no true word."""
 NEARLY_ALL = 0.9
 """From here on hardly anything of what the steps meet is what theory by second derivatives expects."""
 
@@ -27,7 +30,8 @@ def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
     ['Nothing unusual in 2 measured steps.']
     """
     measured = record.measured
-    if not measured or any(finding.level == "problem" for finding in found):
+    unusual = any(f.level == "problem" or (f.level == "note" and f.id in UNUSUAL) for f in found)
+    if not measured or unusual:
         return
     if record.facts.get("crashed") or any(
         record.of(kind, failed=True) and not record.of(kind) for kind in ("step", "stability")
@@ -43,7 +47,7 @@ def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
         seen.append(f"{sum(raised)} of {len(raised)} steps raised the loss")
     if share is not None:
         seen.append(f"kink share {percent(share.median)}")
-    if (flipped := spread(record.flipped)) is not None:
+    if (flipped := spread(flips for flips, _, _ in switched(record))) is not None:
         seen.append(f"{say(flipped.median)} unit outputs switch in a step")
     looked = [f"census of {len(record.operations)} operations"] if record.operations else []
     looked += ["the L1 penalty"] if mapping(record.facts.get("l1")) else []
@@ -52,14 +56,15 @@ def calm(record: Record, found: Sequence[Finding]) -> Iterator[Finding]:
     steps = f"{count} measured step{'' if count == 1 else 's'}"
     also = f" and {estimates} sharpness estimate{'' if estimates == 1 else 's'}" if estimates else ""
     title = f"Nothing unusual in{f' {steps}{also}' if count else also.removeprefix(' and')}{record.early(measured)}."
-    evidence = f"{'; '.join(seen)}. " if seen else ""
+    evidence = f"Seen: {'; '.join(seen)}. " if seen else ""
     evidence += f"Looked at as well: {'; '.join(looked)}. " if looked else ""
     yield Finding(
         "nothing-unusual",
         "fine",
         title,
         evidence + record.data(measured),
-        "No finding here is a problem; the notes say what is worth knowing.",
+        "No finding here is a problem"
+        + ("; the notes say what is worth knowing." if any(finding.level == "note" for finding in found) else "."),
         number=float(len(measured)),
         unit="measurements",
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from nonsmooth.torch.findings.bounds import descent_bounds, lipschitz
 from nonsmooth.torch.findings.finding import Finding
 from nonsmooth.torch.findings.numbers import Spread, finite, last_third, percent, say, spread
 from nonsmooth.torch.findings.record import ROUNDING, Record, Row, last
+from nonsmooth.torch.findings.trials import NEAR
 
 __all__ = ["edge"]
 
@@ -103,12 +105,15 @@ def _stability(record: Record) -> Iterator[Finding]:
     evidence += record.clipped
     if noisy:
         evidence += " One batch's sharpness is above that of the whole data on average."
-    kind = "Sharpness" if record.optimizer in ("", "SGD", "ASGD") else "Preconditioned sharpness"
+    kind = "Preconditioned sharpness" if record.preconditioned else "Sharpness"
     title = f"{kind} is at {say(at)} of {_named(record)} own threshold{record.early(rows)}"
     told: dict[str, Any] = {"evidence": evidence, "number": at, "unit": "of the threshold"}
     if at < EDGE[0]:
-        calm = at < CALM and not any(True for _ in _blind(record))
-        title += ": " + ("calm" if calm else "below it, and not far")
+        met = spread(reach(record))
+        if met is not None and met.median >= max(CALM, at + BLIND_GAP):
+            title += f": {'far below it' if at < CALM else 'below it'}, but the steps meet {say(met.median)} of it"
+        else:
+            title += ": calm" if at < CALM else ": below it, and not far"
         why = "That is by the Hessian alone. It does not see kinks; the step curvature κ, which the steps meet, does."
         yield Finding("edge-of-stability", "fine", f"{title}.", why=why, **told)
         return
@@ -151,8 +156,8 @@ def _stability(record: Record) -> Iterator[Finding]:
         and (not noisy or (bool(shares) and sum(shares) / len(shares) >= RAISING_PROBLEM))
     )
     why = (
-        "On a quadratic that would diverge. In training it means oscillation: steps overshoot and come back, and the "
-        "loss does not settle at this rate."
+        "On a quadratic that would diverge. In training it means oscillation: steps overshoot and come back, and as "
+        "long as that lasts the loss does not settle."
     )
     do, lines = record.rate(rows)
     yield Finding(
@@ -197,13 +202,19 @@ def _blind(record: Record) -> Iterator[Finding]:
         return
     if carried and part is not None:
         few = len(ratios(record)) < FEW or len(rows) < FEW or bool(record.clipped)
+        room = _room(record)
+        why = "A sharpness plot shows room for a larger learning rate, where the steps are at the threshold already."
+        if room:
+            why = (
+                f"{say(room)} × the rate was tried and stayed stable: across kinks steps may meet the threshold at any "
+            )
+            why += "rate, and neither ratio says where the run turns unstable."
         yield Finding(
             "sharpness-blind",
-            "note" if few else "problem",
+            "note" if few or room else "problem",
             f"{both}: kinks carry {say(part.median)} of it, and the Hessian does not see them.",
             evidence,
-            "A sharpness plot shows room for a larger learning rate; there is none, for the steps are at the "
-            "threshold already.",
+            why,
             "Judge the learning rate by the step curvature κ (`measure_step`), or by a trial, not by sharpness.",
             **told,
         )
@@ -219,6 +230,16 @@ def _blind(record: Record) -> Iterator[Finding]:
         "Judge the learning rate by the step curvature κ (`measure_step`), or by a trial, not by sharpness alone.",
         **told,
     )
+
+
+def _room(record: Record) -> float | None:
+    """How many times the present learning rate was tried and stayed stable, where that is well above it."""
+    largest, now = record.trial("largest-stable-lr"), record.trial("as-it-is")
+    if largest is None or now is None or largest.verdict == "unclear" or record.several or record.faded:
+        return None
+    rate, present = finite(largest.row, "lr"), finite(now.row, "lr")
+    ratio = rate / present if rate and present and largest.row.get("diverged") is not True else 0.0
+    return ratio if ratio >= NEAR else None
 
 
 def _part(row: Row) -> float | None:
@@ -251,23 +272,24 @@ def _raising(record: Record) -> Iterator[Finding]:
     if seen is not None and seen.half:
         interval = f", ± {percent(min(seen.half, 1.0))} (95 %, by batch means)"
     late = raising(list(last_third(record.steps)), record.rounding)
-    evidence = f"The loss after each step on the same data as before it: higher at {sum(raised)} of "
+    enough = len(raised) >= FEW_STEPS
+    evidence = "" if enough else "Too few to be sure. "
+    evidence += f"The loss after each step on the same data as before it: higher at {sum(raised)} of "
     evidence += f"{record.late(record.steps)}{interval}"
     evidence += f"; in the last third at {sum(late)} of {len(late)}. " if late else ". "
     bar = orbit(record)
-    if bar is not None:
+    if bar is not None and enough:
         where = "an oscillation that stays bounded" if EDGE[0] <= bar <= EDGE[1] else "not the steady oscillation of 1"
         evidence += f"Orbit curvature κ̄ over the threshold: {say(bar)}, {where}. "
-    enough = len(raised) >= FEW_STEPS
-    evidence += record.data(record.steps) + ("" if enough else " Too few to be sure.")
+    evidence += record.data(record.steps)
     if any("not in" in str(row.get("penalty", "")) for row in record.steps):
         evidence += " The penalty is not in that loss, and a step that lowers both together may raise it."
     do, lines = record.rate(record.steps)
     yield Finding(
         "loss-raising",
         "problem" if share >= RAISING_PROBLEM and enough else "note",
-        f"{percent(share)} of the measured steps raise the loss that they were taken to lower"
-        f"{record.early(record.steps)}.",
+        f"{percent(share) if enough else sum(raised)} of the {'' if enough else f'{len(raised)} '}measured steps raise "
+        f"the loss that they were taken to lower{record.early(record.steps)}.",
         evidence,
         "Such a step is too long for what it meets, or momentum carries it past. Bounds by which each step lowers "
         "the loss do not hold here.",
@@ -281,25 +303,11 @@ def _raising(record: Record) -> Iterator[Finding]:
 def _lemma(record: Record) -> Iterator[Finding]:
     if not record.descent:
         return
-    largest: float | None = None
-    tested, failed, kinked = 0, 0, 0
-    rows: list[Row] = []
-    for row in record.measured:
-        if row.get("kind") == "stability":
-            seen = finite(row, "sharpness")
-        else:
-            seen = finite(row, "lipschitz")
-            before, after, slope, length = (finite(row, k) for k in ("loss", "loss_after", "predicted", "length"))
-            if None not in (largest, before, after, slope, length):
-                tested += 1
-                rows.append(row)
-                bound = before + slope + largest / 2 * length * length  # type: ignore[operator]
-                scale = max(abs(before), abs(after), abs(slope))  # type: ignore[arg-type]
-                if after > bound + record.rounding * scale:  # type: ignore[operator]
-                    failed += 1
-                    kinked += (finite(row, "kink_share") or 0.0) >= CARRIED
-        if seen is not None:
-            largest = max(largest or 0.0, seen)
+    largest = lipschitz(record)
+    bound = next((bound for bound in descent_bounds(record) if bound.kind == "largest"), None)
+    rows, above = ([], []) if bound is None else (bound.rows, bound.exceeded)
+    tested, failed = len(rows), len(above)
+    kinked = sum((finite(row, "kink_share") or 0.0) >= CARRIED for row in above)
     rate = record.highest_lr if record.plain else None
     beyond = bool(rate and largest and rate > 2 / largest)
     if largest is None or not (tested or beyond):

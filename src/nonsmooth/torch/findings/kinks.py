@@ -37,6 +37,10 @@ TIED = 0.01
 ROUNDED = 0.0
 """In half precision numbers land on kinks by rounding, so that there any tie is told."""
 HALF = ("float16", "bfloat16", "half")
+OUTSIDE = "(outside modules)"
+"""The place of what no module does, in the names of the rows: losses, penalties, and a network without modules."""
+IN_LOSS = "in the loss"
+"""Of a row whose loss holds an L1 penalty: its |w| are among the units."""
 
 
 def kinks(record: Record) -> Iterator[Finding]:
@@ -90,6 +94,40 @@ def _layer(name: str) -> str:
     return f"layer {name!r}" if name else "the model itself"
 
 
+def _network_layers(rows: Sequence[Row], key: str) -> dict[str, list[float]]:
+    """As `_layers`, without what comes after a network: a margin that is met, or a clip that is not, is no unit."""
+    return {
+        layer: values
+        for layer, values in _layers(rows, key).items()
+        if layer != OUTSIDE and not layer.lower().endswith("loss")
+    }
+
+
+def switched(record: Record) -> list[tuple[float, float | None, float]]:
+    """Of each step in the last third: the unit outputs that switched, their share of all, and what is left out.
+
+    Where units were counted. Left out is what switched outside of modules while an L1 penalty was in the loss: there
+    are the weights under its |w|, which are no units.
+
+    >>> row = {"kind": "step", "flipped": 9, "units": 50, "flips_by_layer": {"1": 2, OUTSIDE: 7}}
+    >>> switched(Record({}, [row]))
+    [(9.0, 0.18, 0.0)]
+    >>> switched(Record({"l1": {"weights": 10}}, [row | {"penalty": "in the loss"}]))
+    [(2.0, 0.05, 7.0)]
+    """
+    weights = finite(record.facts.get("l1"), "weights")
+    found = []
+    for row in last_third([row for row in record.steps if row.get("units") != 0]):
+        flips, units, by = finite(row, "flipped"), finite(row, "units"), mapping(row.get("flips_by_layer"))
+        left = finite(by, OUTSIDE) if row.get("penalty") == IN_LOSS else None
+        if flips is None or (left is not None and len(by) == 1):
+            continue
+        if left is not None:
+            flips, units = flips - left, None if weights is None or units is None else units - weights
+        found.append((flips, flips / units if units and units > 0 else None, left or 0.0))
+    return found
+
+
 def _share(record: Record) -> Iterator[Finding]:
     seen = spread(last(record.steps, "kink_share"))
     if seen is None:
@@ -104,7 +142,7 @@ def _share(record: Record) -> Iterator[Finding]:
         steady = abs(at - first.median) < MOVED
         evidence += "Much the same in the first third. " if steady else f"In the first third {percent(first.median)}. "
     layers = {layer: value for layer, v in _layers(rows, "kink_share_by_layer").items() if (value := spread(v))}
-    if len(layers) > 1:
+    if len(layers) > 1 and at:
         top = max(layers, key=lambda layer: layers[layer].median)
         evidence += f"Highest in {_layer(top)}, {percent(layers[top].median)}. "
     evidence += record.data(rows)
@@ -117,8 +155,10 @@ def _share(record: Record) -> Iterator[Finding]:
         title = (
             f"{percent(at)} {part} comes from {name}{early}: the Hessian sees {'at most ' if lower else ''}the rest."
         )
-    else:
+    elif at:
         title = f"Only {percent(at)} {part} comes from {name}{early}: the Hessian sees almost all of it."
+    else:
+        title = f"None {part} comes from {name}{early}: the Hessian sees all of it."
     title = f"{lower}{title}"
     title = title[0].upper() + title[1:]
     do = "Nothing has to be changed for it. Where you choose a learning rate, read κ (`measure_step`), not sharpness."
@@ -156,7 +196,9 @@ def _none(record: Record) -> Iterator[Finding]:
         )
         return
     measured = (
-        f"Kink share over {record.where(record.steps)}: at most {say(worst)}, 0 but for rounding." if shares else ""
+        f"Kink share over {record.where(record.steps)}: {f'at most {say(worst)}, 0 but for rounding' if worst else 0}."
+        if shares
+        else ""
     )
     share = "; kink share 0, as must be" if shares else ""
     aside = ", the penalty aside" if mapping(record.facts.get("l1")) else ""
@@ -172,18 +214,22 @@ def _none(record: Record) -> Iterator[Finding]:
 
 
 def _flips(record: Record) -> Iterator[Finding]:
-    rows = last_third(record.steps)
-    seen = spread(record.flipped)
-    if seen is None or (bool(record.operations) and not record.kinks and not seen.high):
+    rows, counts = last_third(record.steps), switched(record)
+    seen, part, left = (spread(values) for values in zip(*counts, strict=True)) if counts else (None, None, None)
+    if seen is None or left is None or (bool(record.operations) and not record.kinks and not seen.high):
         return
-    shares = [f / n for r in rows if (f := finite(r, "flipped")) is not None and (n := finite(r, "units"))]
-    part, layers = spread(shares), _layers(record.steps, "flips_by_layer")
-    totals = Counter({layer: sum(values) for layer, values in layers.items()})
-    whole = sum(totals.values())
+    totals = Counter({layer: sum(values) for layer, values in _layers(record.steps, "flips_by_layer").items()})
     evidence = f"Unit outputs whose piece changed in a step: {seen}; the last third, {record.late(rows)}. "
+    if left.high:
+        del totals[OUTSIDE]
+        evidence += (
+            f"{say(left.median)} more switch outside of modules and are left out: the weights under |w| are there. "
+        )
+    whole = sum(totals.values())
     if whole and len(totals) > 1:
         top, most = totals.most_common(1)[0]
-        evidence += f"{percent(most / whole)} of all switches are in {_layer(top)}. "
+        evidence += f"{percent(most / whole)} of all {'these ' if left.high else ''}switches are "
+        evidence += "outside of modules. " if top == OUTSIDE else f"in {_layer(top)}. "
     many = part is not None and part.median >= SWITCHING
     of = f", {percent(part.median)} of all" if part is not None else ""
     yield Finding(
@@ -196,19 +242,21 @@ def _flips(record: Record) -> Iterator[Finding]:
         if many
         else "The steps stay mostly on the piece on which their gradients were computed."
         if part is not None and part.median < STAYS
-        else "Where one switches, the step leaves the piece on which its gradient was computed.",
+        else "Such a step leaves the piece on which its gradient was computed, if in few units.",
         "Nothing by itself. Shorter steps switch fewer." if many else "",
         number=seen.median,
         unit="unit outputs a step",
     )
+    layers = _network_layers(record.steps, "flips_by_layer")
     still = [layer for layer, values in layers.items() if not any(values) and len(values) >= ENOUGH]
-    if still and whole:
+    others = sum(v for values in layers.values() for v in values)
+    if still and others:
         yield Finding(
             "no-flips",
             "note",
             f"In {len(still)} of {len(layers)} layers with kinks no unit ever switched{record.early(record.steps)}: "
             f"{listed(still)}.",
-            f"0 switches there over {record.where(record.steps)}; {say(whole)} elsewhere. {record.data(record.steps)}",
+            f"0 switches there over {record.where(record.steps)}; {say(others)} elsewhere. {record.data(record.steps)}",
             "There the layer was linear with a fixed mask: units dead, always on, or only slow. Dead ones get no "
             "gradient, and no pruning score by gradients reaches them.",
             "Look at how often its units are active; if they never are, try a lower learning rate, a leaky kink, or "
@@ -220,12 +268,12 @@ def _flips(record: Record) -> Iterator[Finding]:
 
 def _off(record: Record) -> dict[str, float]:
     """The layers that are dead as a whole, and the share of their units that are on."""
-    layers = _layers(record.steps, "active_by_layer")
+    layers = _network_layers(record.steps, "active_by_layer")
     return {layer: late for layer, values in layers.items() if (late := max(last_third(values))) <= DEAD}
 
 
 def _dead(record: Record) -> Iterator[Finding]:
-    layers, off = _layers(record.steps, "active_by_layer"), _off(record)
+    layers, off = _network_layers(record.steps, "active_by_layer"), _off(record)
     if not off:
         return
     rows = last_third(record.steps)
@@ -249,7 +297,7 @@ def _dead(record: Record) -> Iterator[Finding]:
 def _silent(record: Record) -> Iterator[Finding]:
     """Of layers that are not dead as a whole."""
     dead = _off(record)
-    layers = {layer: min(last_third(off)) for layer, off in _layers(record.steps, "silent_by_layer").items()}
+    layers = {layer: min(last_third(off)) for layer, off in _network_layers(record.steps, "silent_by_layer").items()}
     off = Counter({layer: least for layer, least in layers.items() if least >= SILENT and layer not in dead})
     if not off:
         return
@@ -298,7 +346,8 @@ def _ties(record: Record) -> Iterator[Finding]:
         why += " So few rarely matter."
     do = ""
     if many:
-        do = "Find out whether they are zeros by design (padding, dead inputs, zero weights), which is harmless, or by "
+        do = "Find out whether they are zeros by design (a pooled window that ReLU made 0, padding, dead inputs, zero "
+        do += "weights), which is harmless, or by "
         do += "rounding: then compare a few steps in float32." if half else "chance."
     yield Finding(
         "ties",

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nonsmooth.torch.findings.finding import Finding
-from nonsmooth.torch.findings.numbers import finite, mapping, percent, say, sequence, spread
-from nonsmooth.torch.findings.record import Record, last
+from nonsmooth.torch.findings.numbers import finite, last_third, listed, mapping, percent, say, sequence, spread
+from nonsmooth.torch.findings.record import Record
 
 __all__ = ["penalty"]
 
@@ -49,8 +49,9 @@ def penalty(record: Record) -> Iterator[Finding]:
     [('l1-no-zeros', 'The L1 penalty left 0 of 9 weights exactly zero, and 6 should be.')]
     """
     l1 = mapping(record.facts.get("l1"))
-    if not sequence(l1.get("terms")):
-        yield from _unexplained(record)
+    yield from _changed(l1)
+    if not sequence(l1.get("terms")) or l1.get("audited") is False:
+        yield from _unaudited(record, l1)
         return
     yield from _zeros(record, l1)
     yield from _chatter(record, l1)
@@ -217,8 +218,9 @@ def _floor(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
     share, held = _floor_share(l1), finite(l1, "floor_measured")
     if share < FLOOR_NOTE or held is None:
         return
-    late, (law, off) = spread(last(record.chatter, "norm")), _law(held, l1.get("floor"))
-    also = f"‖w‖₁ in the last third of the run: {late}." if late is not None else ""
+    windows, (law, off) = last_third(record.chatter), _law(held, l1.get("floor"))
+    late = None if record.early(windows) else spread(finite(row, "norm") for row in windows)
+    also = f"‖w‖₁ in {record.where(windows, 'windows of signs')}: {late}." if late is not None else ""
     yield Finding(
         "l1-floor",
         "problem" if share >= FLOOR_PROBLEM else "note",
@@ -286,10 +288,12 @@ def _turn(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
 def _still(l1: Mapping[str, Any], multiple: float, steps: float | None) -> str:
     """Why the norm did not move, where the learning rate says it."""
     rates = [rate for lr in sequence(l1.get("lr")) if (rate := finite({"lr": lr}, "lr")) is not None]
-    lams = [lam for term in sequence(l1.get("terms")) if (lam := finite(mapping(term), "lam")) is not None]
+    lams: dict[str, float] = {}
+    for term in map(mapping, sequence(l1.get("terms"))):
+        lams[str(term.get("name"))] = lams.get(str(term.get("name")), 0.0) + (finite(term, "lam") or 0.0)
     norm, weights = finite(l1, "norm"), finite(l1, "weights")
     if l1.get("optimizer") == "SGD" and rates and lams and steps and norm and weights:
-        reach = max(rates) * max(lams) * multiple * steps
+        reach = max(rates) * max(lams.values()) * multiple * steps
         if reach < STILL * norm / weights:
             return (
                 f"At the learning rate {say(max(rates))} all of a trial's steps of λ move a weight by {say(reach)} at "
@@ -341,23 +345,60 @@ def _fine(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
     )
 
 
-def _unexplained(record: Record) -> Iterator[Finding]:
+def _changed(l1: Mapping[str, Any]) -> Iterator[Finding]:
+    changed = mapping(l1.get("changed"))
+    seen = [finite({"at": value}, "at") for key in ("lam", "steps") for value in sequence(changed.get(key))]
+    if len(seen) != 4 or any(value is None for value in seen):
+        return
+    before, after, first, last = seen
+    yield Finding(
+        "l1-lam-changed",
+        "note",
+        f"λ changed while the run went on: {say(before)} at step {say(first)}, {say(after)} at step {say(last)}.",
+        f"That of {changed.get('name')}, as the optimiser saw it in these two steps; not looked at between them.",
+        "What is told of the penalty is of its last λ, and the weights may still be on their way to where that leads."
+        if after
+        else "What the penalty did to the weights before it left the loss is not audited.",
+        number=after,
+        unit="λ",
+    )
+
+
+def _unaudited(record: Record, l1: Mapping[str, Any]) -> Iterator[Finding]:
+    """Weights that bounce, where there is no audit: for want of a penalty, or because it could not be made."""
     rows = [row for row in record.chatter if finite(row, "chattering") is not None and finite(row, "weights")]
-    if not rows:
+    if not rows or (not record.bouncing and (sequence(l1.get("terms")) or l1.get("changed"))):
         return
     count, followed = finite(rows[-1], "chattering") or 0.0, finite(rows[-1], "weights") or 1.0
     if count / followed < UNEXPLAINED:
         return
     window = finite(rows[-1], "window")
     over = f" (steps {_window(rows[-1], window)})" if window and finite(rows[-1], "step") is not None else ""
+    evidence = f"In the last of {record.where(rows, 'windows')}{over}; mean |w| {say(finite(rows[-1], 'amplitude'))}."
+    head, told = f"{count:.0f} of {followed:.0f} weights bounce about 0", (count / followed, "of the weights followed")
+    if not record.bouncing:
+        yield Finding(
+            "l1-unexplained",
+            "note",
+            f"{head}, and no L1 penalty was found.",
+            evidence,
+            f"{'An oscillation of the steps' if record.full else 'Minibatch noise'} does that to weights near 0; "
+            "so does a penalty that is added where it was not looked for.",
+            _unless(record, "If there is a penalty, take it by Proximal; then its weights rest at 0."),
+            "",
+            *told,
+        )
+        return
+    terms = [mapping(term) for term in sequence(l1.get("terms"))]
+    found = [f"λ = {say(finite(term, 'lam'))} ({term.get('place') or term.get('name')})" for term in terms]
     yield Finding(
-        "l1-unexplained",
+        "l1-unaudited",
         "note",
-        f"{count:.0f} of {followed:.0f} weights bounce about 0, and no L1 penalty was found.",
-        f"In the last of {record.where(rows, 'windows')}{over}; mean |w| {say(finite(rows[-1], 'amplitude'))}.",
-        f"{'An oscillation of the steps' if record.full else 'Minibatch noise'} does that to weights near 0; "
-        "so does a penalty that is added where it was not looked for.",
-        _unless(record, "If there is a penalty, take it by Proximal; then its weights rest at 0."),
-        number=count / followed,
-        unit="of the weights followed",
+        f"{head}; an L1 penalty was found, and could not be audited.",
+        f"{evidence} The penalty: {listed(dict.fromkeys(found))}.",
+        "λ sign(w) is as large for a small weight, so that steps carry it past 0; so does noise. What is of which is "
+        "not known here.",
+        _unless(record, "Take proximal steps: under them weights rest at 0. That was not tried here."),
+        str(l1.get("lines") or ""),
+        *told,
     )

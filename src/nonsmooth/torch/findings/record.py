@@ -171,9 +171,30 @@ class Record:
         return name if isinstance(name, str) else ""
 
     @property
+    def one_rate(self) -> bool:
+        """Whether all groups have one learning rate: only then can it be set for all of them."""
+        return len({finite(group, "lr") for group in self.groups}) <= 1
+
+    @property
     def descent(self) -> bool:
-        """SGD with one learning rate: its steps and its sharpness are in the units of the loss itself."""
-        return self.optimizer == "SGD" and len({finite(group, "lr") for group in self.groups}) <= 1
+        """SGD with the same settings for all: its steps and its sharpness are in the units of the loss itself."""
+        keys = ("lr", "momentum", "dampening", "nesterov")
+        return self.optimizer == "SGD" and len({str([group.get(key) for key in keys]) for group in self.groups}) <= 1
+
+    @cached_property
+    def preconditioned(self) -> bool:
+        """Whether sharpness and threshold are in the optimiser's own metric, not in the unit of κ.
+
+        They are not where each step has one threshold on κ. An optimiser without a name, and without steps, may be any.
+
+        >>> row = {"kind": "stability", "ratio": 0.5}
+        >>> Record({"optimizer": {"name": "Adam"}}, [row]).preconditioned, Record({}, [row]).preconditioned
+        (True, False)
+        """
+        steps = self.of("step")
+        if self.descent or not any("ratio" in row for row in self.of("stability")):
+            return False
+        return any(row.get("threshold") is None for row in steps) if steps else bool(self.optimizer)
 
     @property
     def plain(self) -> bool:
@@ -247,7 +268,7 @@ class Record:
 
     @property
     def several(self) -> bool:
-        """Whether more than one optimiser steps, as in a GAN."""
+        """Whether optimisers take turns, each on parameters of its own, as in a GAN."""
         return (finite(self.facts, "optimizers") or 0) > 1
 
     @property
@@ -288,7 +309,7 @@ class Record:
 
     def data(self, rows: Sequence[Row]) -> str:
         """On which data the rows were measured, and what that means for them, as a sentence."""
-        kinds = list(dict.fromkeys(AT.sub("", str(row["data"])) for row in rows if row.get("data")))
+        kinds = list(dict.fromkeys(AT.sub("", words) for words in _data(rows)))
         if not kinds:
             return "On which data is not known."
         said = f"Data: {'; '.join(kinds[:2])}."
@@ -298,7 +319,7 @@ class Record:
 
     def noisy(self, rows: Sequence[Row]) -> bool:
         """Whether probes are of single minibatches: the data's words say "batch", and not "full batch"."""
-        words = " ".join(str(row.get("data", "")) for row in rows).lower()
+        words = " ".join(_data(rows)).lower()
         return "batch" in words.replace("full batch", "").replace("full-batch", "").replace("whole batch", "")
 
     @cached_property
@@ -336,7 +357,7 @@ class Record:
     def where(self, rows: Sequence[Row], what: str = "measured steps") -> str:
         """How many rows, and of which steps: "12 measured steps, steps 3 to 90"."""
         at = [step for row in rows if (step := finite(row, "step")) is not None]
-        what = what.replace("steps", "step").replace("estimates", "estimate") if len(rows) == 1 else what
+        what = re.sub(r"\b(step|estimate|window)s\b", r"\1", what) if len(rows) == 1 else what
         between = "" if not at else f", step {at[0]:.0f}" if len(at) == 1 else f", steps {min(at):.0f} to {max(at):.0f}"
         return f"{len(rows)} {what}{between}"
 
@@ -368,11 +389,6 @@ class Record:
         of = {str(row.get("name")): row for row in rows if row}
         return Trial(of[name], of.get("as-it-is", {}), self.several, self.edited) if name in of else None
 
-    @property
-    def flipped(self) -> list[float]:
-        """Unit outputs that switched, in the last third of the measured steps, where units were counted."""
-        return last([row for row in self.steps if row.get("units") != 0], "flipped")
-
     def rate(self, rows: Sequence[Row] = ()) -> tuple[str, str]:
         """What to do about a learning rate that was too large in the rows: as far as the trial bears it, and its lines.
 
@@ -396,7 +412,22 @@ class Record:
 
     def _halved(self, rows: Sequence[Row]) -> str:
         lr = self.lr_of(rows)
-        return "" if not lr else f"for group in optimizer.param_groups:\n    group['lr'] = {lr / 2:.4g}"
+        return self.setting(lr / 2, 0.5) if lr else ""
+
+    def setting(self, lr: float, ratio: float) -> str:
+        """The lines that set all groups to a learning rate: where theirs differ, to so many times what each has.
+
+        >>> Record({"optimizer": {"groups": [{"lr": 0.001}, {"lr": 3.0}]}}, []).setting(0.0005, 0.5).splitlines()[1]
+        "    group['lr'] *= 0.5"
+        """
+        change = f"= {lr:.4g}" if self.one_rate else f"*= {ratio:.4g}"
+        return f"for group in optimizer.param_groups:\n    group['lr'] {change}"
+
+
+def _data(rows: Sequence[Row]) -> list[str]:
+    """What the rows say of their data, without the first where the next says "full batch": it was none but that."""
+    words = [str(row["data"]) for row in rows if row.get("data")]
+    return words[1:] if "full batch" in "".join(words[1:2]).lower() else words
 
 
 def _kinks(names: list[str]) -> str:

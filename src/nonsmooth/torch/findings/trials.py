@@ -41,10 +41,6 @@ def _present(record: Record) -> float | None:
     return record.lr if found is None else found
 
 
-def _setting(lr: float) -> str:
-    return f"for group in optimizer.param_groups:\n    group['lr'] = {lr:.4g}"
-
-
 def _largest(record: Record) -> Iterator[Finding]:
     trial = record.trial("largest-stable-lr")
     largest = None if trial is None else finite(trial.row, "lr")
@@ -53,19 +49,22 @@ def _largest(record: Record) -> Iterator[Finding]:
         return
     ratio, steps = largest / present, finite(trial.row, "steps")
     note = str(trial.row.get("note") or "").rstrip(".")
-    if ratio >= LIMIT or note.startswith("stable up to the last lr tried"):
+    if ratio >= LIMIT:
         return
-    evidence = f"{trial.told(f'the learning rate {say(largest)}')} "
+    times = f"{say(ratio)} times the present"
+    rate, now = (say(largest), f"the present {say(present)}") if record.one_rate else (times, "the present ones")
+    tried = f"the learning rate {say(largest)}" if record.one_rate else f"learning rates {times} ones"
+    evidence = f"{trial.told(tried)} "
     over = f"over {steps:g} steps" if steps else "over its steps"
     evidence += f"Stable: {over} the loss neither becomes non-finite nor ends more than a tenth of |f| above where it "
     evidence += f"began. {note[0].upper()}{note[1:]}. " if note else "began. "
     evidence += "Stable there is not stable everywhere: the curvature differs along the run."
-    told: dict[str, Any] = {"number": ratio, "unit": "of the present learning rate"}
+    told: dict[str, Any] = {"number": ratio, "unit": "× the present learning rate"}
     if note.startswith("no stable lr") or trial.row.get("diverged") is True:
         yield Finding(
             "learning-rate",
             "note",
-            f"No learning rate from {say(largest)} to the present {say(present)} was stable from the end of the run.",
+            f"No learning rate from {rate} to {now} was stable from the end of the run.",
             evidence,
             "Where the loss is at its floor a small rise is a tenth of it; else the run is at its edge.",
             "Look at the loss of the last steps: if it still falls, this says nothing.",
@@ -80,18 +79,20 @@ def _largest(record: Record) -> Iterator[Finding]:
         yield Finding(
             "learning-rate",
             "problem" if sure else "note",
-            f"The largest learning rate that stayed stable, {say(largest)}, is below the present {say(present)}.",
+            f"The largest learning rate that stayed stable, {rate}, is below {now}.",
             evidence,
             why if sure else f"{why} One trial on few batches is noisy: another may end otherwise.",
             "Lower the learning rate." if lower else "",
-            _setting(largest) if lower else "",
+            record.setting(largest, ratio) if lower else "",
             **told,
         )
     elif ratio < NEAR:
         yield Finding(
             "learning-rate",
             "note",
-            f"The present learning rate {say(present)} is near the largest that stayed stable, {say(largest)}.",
+            f"The present learning rate {say(present)} is near the largest that stayed stable, {rate}."
+            if record.one_rate
+            else f"The present learning rates are near the largest that stayed stable, {rate}.",
             evidence,
             "A restart, or other data, may be beyond it.",
             **told,
@@ -100,7 +101,9 @@ def _largest(record: Record) -> Iterator[Finding]:
         yield Finding(
             "learning-rate",
             "fine",
-            f"The largest rate that stayed stable, {say(largest)}, is {say(ratio)} × the present {say(present)}.",
+            f"The largest rate that stayed stable, {say(largest)}, is {say(ratio)} × the present {say(present)}."
+            if record.one_rate
+            else f"The learning rates stayed stable up to {times} ones.",
             evidence,
             "Stable is not the same as better: it is no advice to raise the rate.",
             **told,
@@ -144,7 +147,7 @@ def _halved(record: Record) -> Iterator[Finding]:
         if record.several
         else "At the end of a run that is what a decay gains; early on it may only be slower.",
         "" if record.several else "Decay the learning rate at the end, as a cosine schedule does.",
-        _setting(lr) if lr and not record.several else "",
+        record.setting(lr, 0.5) if lr and not record.several else "",
         gain,
         "of the loss",
     )

@@ -9,7 +9,7 @@ from nonsmooth.torch.l1_audit.chatter import Chatter, reach_of
 from nonsmooth.torch.l1_audit.laws import Bounce, Penalised, bounce, bounce_of, penalised_weights
 from nonsmooth.torch.l1_audit.lints import Lint, lints
 from nonsmooth.torch.l1_audit.mending import mending_lines
-from nonsmooth.torch.l1_audit.terms import PenaltyTerm, SignInGrad, find_sign_in_grad
+from nonsmooth.torch.l1_audit.terms import PenaltyTerm, SignInGrad, find_sign_in_grad, lam_by_name, summed
 from nonsmooth.torch.l1_audit.turning import Turning, TurningRow, continued, turning_lam
 
 __all__ = [
@@ -29,9 +29,11 @@ __all__ = [
     "continued",
     "find_sign_in_grad",
     "l1_audit",
+    "lam_by_name",
     "lints",
     "mending_lines",
     "penalised_weights",
     "reach_of",
+    "summed",
     "turning_lam",
 ]

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 
 from nonsmooth.torch.effective import TABLES, table_of, unwrapped
+from nonsmooth.torch.findings.numbers import listed
 from nonsmooth.torch.l1_audit.terms import PenaltyTerm
 from nonsmooth.torch.proximal import Proximal, weights
 
 __all__ = ["mending_lines"]
 
+AFTER = "after the line that makes your optimizer"
+MATRICES = "[p for p in held if p.ndim > 1]"
+"""The weights of an optimiser that has no one model."""
 LEFT_OUT = {"params", "foreach", "fused", "capturable", "differentiable", "maximize"}
 
 
@@ -27,7 +31,8 @@ def mending_lines(
 
     A λ that differs between parameters becomes one pair for each λ; λ of a mean is divided by the number of weights
     already. Where λ cannot be told it is `lam`, to be written by hand. "" where all is proximal. For an optimiser
-    without an effective step the lines change to SGD.
+    without an effective step the lines change to SGD. Unless the optimiser holds exactly the parameters of the model,
+    it is left as it is: they are told by their places in it, and by name in a comment.
 
     >>> net = torch.nn.Linear(2, 1)
     >>> term = PenaltyTerm("weight", 0.5, "autograd", "train.py:7")
@@ -37,6 +42,14 @@ def mending_lines(
     <BLANKLINE>
     # train.py:7: take the penalty out of the loss
     optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=0.1), L1(0.5), params=weights(model))
+    >>> print(mending_lines(torch.optim.SGD(net.parameters(), lr=0.1), [term], dict(net.named_parameters())))
+    from nonsmooth.penalties import L1
+    from nonsmooth.torch import Proximal
+    <BLANKLINE>
+    # train.py:7: take the penalty out of the loss
+    # after the line that makes your optimizer; penalised: weight
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer = Proximal(optimizer, L1(0.5), params=[p for p in held if p.ndim > 1])
     """
     wrong = [term for term in terms if term.through == "detached" or (term.through != "proximal" and term.lam > 0)]
     if not wrong:
@@ -50,7 +63,14 @@ def mending_lines(
         return "\n".join([*removal, "# the Proximal stays as it is"])
     if not lams:
         removal.append("# lam, and on which weights, could not be told: write those of your script")
-    pairs, uses_weights = _pairs(lams, named, model) if lams else ([("lam", "weights(model)")], True)
+    own = [p for group in unwrapped(optimizer).param_groups for p in group["params"]]
+    if model is not None and {id(p) for p in model.parameters()} == {id(p) for p in own}:
+        pairs, whole = _pairs(lams, named, model) if lams else [("lam", "weights(model)")], "model.parameters()"
+    else:
+        lams = {name: lam for name, lam in lams.items() if name in named and any(p is named[name] for p in own)}
+        pairs, whole = _places(lams, named, own) if lams else [("lam", MATRICES)], "held"
+        removal.append(f"# {AFTER}" + (f"; penalised: {listed(list(lams))}" if lams else ""))
+        removal.append('held = [p for group in optimizer.param_groups for p in group["params"]]')
     alone = len(pairs) == 1
     penalty = (
         f"L1({pairs[0][0]}), params={pairs[0][1]}"
@@ -59,12 +79,12 @@ def mending_lines(
     )
     head = [
         "from nonsmooth.penalties import L1",
-        f"from nonsmooth.torch import Proximal{', weights' * uses_weights}",
+        f"from nonsmooth.torch import Proximal{', weights' * any('weights(' in which for _, which in pairs)}",
         "",
     ]
     if already:
         return "\n".join([*head, *removal, f"# and give the Proximal the pairs {penalty} too"])
-    return "\n".join([*head, *removal, *_wrapped(optimizer, penalty)])
+    return "\n".join([*head, *removal, *_wrapped(optimizer, penalty, whole)])
 
 
 def _removals(wrong: Sequence[PenaltyTerm]) -> list[str]:
@@ -78,33 +98,50 @@ def _removals(wrong: Sequence[PenaltyTerm]) -> list[str]:
 
 
 def _pairs(
-    lams: Mapping[str, float], named: Mapping[str, torch.Tensor], model: torch.nn.Module | None
-) -> tuple[list[tuple[str, str]], bool]:
-    """(λ, the parameters in code) for each λ; biases and norms are left to their fate only where weights remain."""
-    proper = {id(p) for p in weights(model)} if model is not None else {id(p) for p in named.values() if p.ndim >= 2}
-    kept = {name: lam for name, lam in lams.items() if name in named and id(named[name]) in proper} or dict(lams)
+    lams: Mapping[str, float], named: Mapping[str, torch.Tensor], model: torch.nn.Module
+) -> list[tuple[str, str]]:
+    """(λ, the parameters in code) for each λ."""
+    proper = {id(p) for p in weights(model)}
+    by = _by_lam(lams, named, proper)
+    if len(by) == 1 and {id(named[name]) for names in by.values() for name in names} == proper:
+        return [(next(iter(by)), "weights(model)")]
+    return [(lam, "[" + ", ".join(f'model.get_parameter("{n}")' for n in names) + "]") for lam, names in by.items()]
+
+
+def _places(
+    lams: Mapping[str, float], named: Mapping[str, torch.Tensor], own: Sequence[torch.Tensor]
+) -> list[tuple[str, str]]:
+    """The same by their places in the optimiser."""
+    proper = {id(p) for p in own if p.ndim > 1}
+    by = _by_lam(lams, named, proper)
+    if len(by) == 1 and {id(named[name]) for names in by.values() for name in names} == proper:
+        return [(next(iter(by)), MATRICES)]
+    at = {id(p): i for i, p in enumerate(own)}
+    return [(lam, "[" + ", ".join(f"held[{at[id(named[n])]}]" for n in names) + "]") for lam, names in by.items()]
+
+
+def _by_lam(lams: Mapping[str, float], named: Mapping[str, torch.Tensor], proper: set[int]) -> dict[str, list[str]]:
+    """The names for each λ; biases and norms are left to their fate only where weights remain."""
     by: dict[str, list[str]] = {}
-    for name, lam in kept.items():
+    for name, lam in ({n: lam for n, lam in lams.items() if n in named and id(named[n]) in proper} or lams).items():
         by.setdefault(f"{lam:.6g}", []).append(name)
-    whole = model is not None and len(by) == 1 and {id(named[name]) for name in kept if name in named} == proper
-    if whole:
-        return [(next(iter(by)), "weights(model)")], True
-    return [
-        (lam, "[" + ", ".join(f'model.get_parameter("{n}")' for n in names) + "]") for lam, names in by.items()
-    ], False
+    return by
 
 
-def _wrapped(optimizer: Any, penalty: str) -> list[str]:
+def _wrapped(optimizer: Any, penalty: str, whole: str) -> list[str]:
+    """The optimiser in a Proximal; whole: all that it holds, in code."""
     inner = unwrapped(optimizer)
     kind = type(inner)
     try:
         table_of(inner)
     except TypeError as reason:
         why = str(reason).removeprefix("Proximal: ")
-        return [f"# {why}", f"optimizer = Proximal(torch.optim.SGD(model.parameters(), lr=...), {penalty})"]
+        return [f"# {why}", f"optimizer = Proximal(torch.optim.SGD({whole}, lr=...), {penalty})"]
     plain = kind in TABLES and kind.__module__.startswith("torch.optim") and len(inner.param_groups) == 1
+    if whole == "held":
+        return [f"optimizer = Proximal(optimizer, {penalty})"]
     if not plain or isinstance(optimizer, Proximal):
-        return [f"optimizer = Proximal(optimizer, {penalty})  # after the line that makes your optimizer"]
+        return [f"optimizer = Proximal(optimizer, {penalty})  # {AFTER}"]
     group = inner.param_groups[0]
     options = []
     for name, parameter in inspect.signature(kind).parameters.items():
@@ -116,4 +153,4 @@ def _wrapped(optimizer: Any, penalty: str) -> list[str]:
             options.append(f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!r}")
     if group.get("maximize"):
         options.append("maximize=True")
-    return [f"optimizer = Proximal(torch.optim.{kind.__name__}(model.parameters(), {', '.join(options)}), {penalty})"]
+    return [f"optimizer = Proximal(torch.optim.{kind.__name__}({whole}, {', '.join(options)}), {penalty})"]

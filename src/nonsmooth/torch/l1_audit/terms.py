@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 
-__all__ = ["PenaltyTerm", "SignInGrad", "find_sign_in_grad"]
+__all__ = ["PenaltyTerm", "SignInGrad", "find_sign_in_grad", "lam_by_name", "summed"]
 
 Through = Literal["autograd", "grad", "proximal", "detached"]
 MANY = 12
@@ -56,6 +56,33 @@ class PenaltyTerm:
     def bounces(self) -> bool:
         """Whether it acts by a gradient, whose sign jumps at 0, and not by a prox."""
         return self.acts and self.through != "proximal"
+
+
+def summed(terms: Iterable[PenaltyTerm]) -> tuple[PenaltyTerm, ...]:
+    """One term for each parameter, way, place and reduction: of several, as of several backward calls, λ adds up.
+
+    >>> term = PenaltyTerm("w", 0.25, "autograd", "train.py:7")
+    >>> [found.lam for found in summed([term, term, PenaltyTerm("w", 0.25, "autograd", "train.py:8")])]
+    [0.5, 0.25]
+    """
+    by: dict[tuple[str, ...], PenaltyTerm] = {}
+    for term in terms:
+        key = (term.name, term.through, term.place, term.reduction)
+        by[key] = replace(term, lam=term.lam + (by[key].lam if key in by else 0.0))
+    return tuple(by.values())
+
+
+def lam_by_name(terms: Iterable[PenaltyTerm]) -> dict[str, float]:
+    """λ of each parameter that a term acts on, all of its terms together.
+
+    >>> lam_by_name([PenaltyTerm("w", 0.25, "autograd"), PenaltyTerm("w", 0.5, "grad")])
+    {'w': 0.75}
+    """
+    found: dict[str, float] = {}
+    for term in terms:
+        if term.acts:
+            found[term.name] = found.get(term.name, 0.0) + term.lam
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 from nonsmooth.pages import drawn_plot
 from nonsmooth.plots import Axis, Line, Plot
+from nonsmooth.torch.findings.record import Record
 from nonsmooth.torch.run_report.folder import Run, number
-from nonsmooth.torch.run_report.timeline import Section, is_preconditioned, positive, series, thinned
+from nonsmooth.torch.run_report.timeline import Section, positive, series, thinned
 
 __all__ = ["overlaid"]
 
@@ -73,7 +74,7 @@ def _section(a: Run, b: Run, anchor: str, title: str, panels: tuple[tuple[str, s
             continue
         log = anchor == "loss" and positive(*lines)
         said = "".join(alone) + (f"Not measured in {absent[0]}. " if absent else "")
-        if field == "curvature" and is_preconditioned(a) != is_preconditioned(b):
+        if field == "curvature" and len({Record(run.facts, run.rows).preconditioned for run in (a, b)}) > 1:
             said += "κ is in the units of the weights; the two optimisers' thresholds are not."
         plot = Plot(Axis("step"), Axis(axis, log), lines, title=heading, says=said.strip())
         drawn = drawn_plot(plot.to_dict(), "compared", len(plots)) | {"file": f"{anchor}-{len(plots) + 1}"}

@@ -25,10 +25,14 @@ TRIED = {
     "norm": "‖w‖₁",
     "zeros": "exact zeros",
 }
+ALIKE = ("loss_before", "steps", "zeros")
+"""Columns that are worth a place only where the trials differ in them."""
 
 
 def tried_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What was tried as a table, None for nothing; a column without a number is left out.
+
+    What is the same of all, in the columns and in the notes, is said once.
 
     >>> tried_table([{"change": "half the lr", "loss_after": 0.25, "norm": None}])["raw"]["rows"]
     [['half the lr', 0.25]]
@@ -36,8 +40,15 @@ def tried_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not rows:
         return None
     held = [key for key in TRIED if any(not math.isnan(number(row.get(key))) for row in rows)]
-    notes = [(text(row.get("change")), text(row.get("note"))) for row in rows]
-    same = len({note for _, note in notes}) == 1
+    alike = [key for key in held if key in ALIKE and len(rows) > 1 and len({_outcome(row, key) for row in rows}) == 1]
+    held = [key for key in held if key not in alike]
+    parts = [text(row.get("note")).split("; ") for row in rows]
+    common = [part for part in parts[0] if part and all(part in other for other in parts)]
+    notes = [
+        (text(row.get("change")), "; ".join(part for part in said if part not in common))
+        for row, said in zip(rows, parts, strict=True)
+    ]
+    same = [*common, *(f"{TRIED[key]} {_shown(_outcome(rows[0], key))}" for key in alike)]
     said = (
         "Each began at the same checkpoint, on a copy: the run itself went on as it was. The loss after is the mean of "
     )
@@ -45,9 +56,13 @@ def tried_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "columns": ["change", *(TRIED[key] for key in held)],
         "rows": [[text(row.get("change")), *(_outcome(row, key) for key in held)] for row in rows],
         "title": "",
-        "says": said + "the last tenth." + (f" All of it: {notes[0][1]}." if same and notes[0][1] else ""),
+        "says": said + "the last tenth." + (f" All of it: {'; '.join(same)}." if same else ""),
     }
-    return drawn_table(table, "what-if", 0) | {"notes": [] if same else [note for note in notes if note[1]]}
+    return drawn_table(table, "what-if", 0) | {"notes": [note for note in notes if note[1]]}
+
+
+def _shown(value: str | float) -> str:
+    return value if isinstance(value, str) else show(value)
 
 
 def _outcome(row: Mapping[str, Any], key: str) -> str | float:

@@ -12,10 +12,12 @@ import numpy as np
 from nonsmooth.pages import drawn_plot
 from nonsmooth.pages.numbers import show
 from nonsmooth.plots import Axis, Heat, Line, Plot
-from nonsmooth.torch.run_report.bounds import Bound, descent_bounds
+from nonsmooth.torch.findings.bounds import Bound, descent_bounds
+from nonsmooth.torch.findings.kinks import OUTSIDE
+from nonsmooth.torch.findings.record import Record
 from nonsmooth.torch.run_report.folder import Run, number
 
-__all__ = ["Section", "is_preconditioned", "positive", "series", "thinned", "timeline"]
+__all__ = ["Section", "positive", "series", "thinned", "timeline"]
 
 MANY_POINTS = 2000
 """Of a longer series the lowest and the highest of each stretch are drawn."""
@@ -30,10 +32,10 @@ BATCHES = (
     "The steps were measured on data of their own: each is a function of its own, and L is carried over between them."
 )
 L_OF = {
-    "lipschitz": (
-        "bound with L from the gradients",
-        "L from the gradients is the largest ‖Δg‖/‖D‖ of the steps before: it assumes that the gradient never changes "
-        "faster than it has so far.",
+    "largest": (
+        "bound with the largest L",
+        "The largest L is that of {what} before the step: it assumes that the gradient never changes faster than it "
+        "has so far.",
     ),
     "sharpness": (
         "bound with L = λ₁",
@@ -97,28 +99,6 @@ def thinned(x: Sequence[int], y: Sequence[float], most: int = MANY_POINTS) -> tu
     return [x[i] for i in order], [y[i] for i in order]
 
 
-def is_preconditioned(run: Run) -> bool:
-    """Whether sharpness and threshold are in the optimiser's own metric, not in the unit of κ.
-
-    They are where a ratio to a threshold was measured, unless the optimiser is torch's SGD with one rate for all.
-    Without a name it is where the steps have no threshold on κ.
-
-    >>> rows = ({"step": 1, "kind": "stability", "ratio": 0.5},)
-    >>> is_preconditioned(Run("a", {"optimizer": {"name": "Adam"}}, rows, ()))
-    True
-    """
-    optimizer = run.facts.get("optimizer") or {}
-    if not any("ratio" in row for row in run.of("stability")):
-        return False
-    if not optimizer.get("name"):
-        return not any(row.get("threshold") is not None for row in run.of("step"))
-    rates = {
-        str([group.get(key) for key in ("lr", "momentum", "dampening", "nesterov")])
-        for group in optimizer.get("groups") or []
-    }
-    return optimizer["name"] != "SGD" or len(rates) > 1
-
-
 def _line(name: str, points: tuple[list[int], list[float]], style: Any = "line") -> Line | None:
     x, y = thinned(*points)
     if not any(map(math.isfinite, y)):
@@ -166,13 +146,14 @@ def _loss(run: Run) -> Section:
         else "The loss of the probe's data after each measured step; what the script called backward on was not seen."
     )
     first = Plot(STEP, Axis("loss", log), lines, title="The run’s own loss", says=own)
-    bounds = descent_bounds(run.rows, is_preconditioned(run))
+    record = Record(run.facts, run.rows)
+    bounds = descent_bounds(record)
     if not bounds:
         lacking = "L-smooth bounds are not drawn: they need two measured steps at least."
         return Section("loss", "The loss", (drawn_plot(first.to_dict(), "loss", 0),), (lacking,))
     promised = _lines(
         _line("loss of the probe's data, after the step", after, "markers"),
-        *(_line(L_OF[b.kind][0], (list(b.steps), list(b.values)), "dash") for b in bounds),
+        *(_line(L_OF[b.kind][0], ([row["step"] for row in b.rows], list(b.values)), "dash") for b in bounds),
     )
     second = Plot(
         STEP,
@@ -180,17 +161,21 @@ def _loss(run: Run) -> Section:
         promised,
         title="What L-smooth theory promised",
         says=" ".join(
-            [DESCENT, *map(_promise, bounds), *([BATCHES] if len({str(r.get("data")) for r in steps}) > 1 else [])]
+            [
+                DESCENT,
+                *(_promise(b, record) for b in bounds),
+                *([BATCHES] if record.noisy(record.steps) else []),
+            ]
         ),
     )
     plots = tuple(drawn_plot(plot.to_dict(), "loss", i) for i, plot in enumerate((first, second)))
     return Section("loss", "The loss", plots)
 
 
-def _promise(bound: Bound) -> str:
-    _, assumes = L_OF[bound.kind]
-    said = f"{assumes} The loss ended above that bound at {bound.exceeded} of {_count(len(bound.steps), 'step')}"
-    pairs = zip(bound.values, bound.after, strict=True)
+def _promise(bound: Bound, record: Record) -> str:
+    assumes = L_OF[bound.kind][1].format(what="all ‖Δg‖/‖D‖" + ("" if record.preconditioned else " and λ₁"))
+    said = f"{assumes} The loss ended above that bound at {len(bound.exceeded)} of {_count(len(bound.rows), 'step')}"
+    pairs = [(value, number(row.get("loss_after"))) for row, value in zip(bound.rows, bound.values, strict=True)]
     times = sorted(value / after for value, after in pairs if after > 0 and math.isfinite(after))
     median = times[len(times) // 2] if times else 0.0
     return said + (f"; at the median step it is {show(median, 2)} times the loss that came." if median > 1.01 else ".")
@@ -200,7 +185,7 @@ def _promise(bound: Bound) -> str:
 
 
 def _curvature(run: Run) -> Section:
-    steps, sharp, own = run.of("step"), run.of("stability"), is_preconditioned(run)
+    steps, sharp, own = run.of("step"), run.of("stability"), Record(run.facts, run.rows).preconditioned
     met = _lines(
         _line("κ", series(steps, "curvature")),
         _line("its smooth part", series(steps, "smooth")),
@@ -276,6 +261,8 @@ def _kinks(run: Run) -> Section:
     finite = [v for v in points[1] if math.isfinite(v)]
     if whole is None:
         return Section("kink-share", "Kink share", (), ("No kink share was measured.",))
+    if not any(finite):
+        return Section("kink-share", "Kink share", (), (f"It was 0 at {_count(len(finite), 'measured step')}.",))
     told = "The part of the gradient's change along a step that came of kinks: 0 none of it, 1 all. "
     told += f"Mean {show(sum(finite) / len(finite), 2)} over {_count(len(finite), 'step')}."
     undefined = len(points[1]) - len(finite)
@@ -295,6 +282,8 @@ def _flips(run: Run) -> Section:
     total = max((number(r.get("units")) for r in steps if r.get("units") is not None), default=math.nan)
     told = "Unit outputs (units × samples) whose active piece was another after the step than before"
     told += f", of {total:.0f} with kinks." if math.isfinite(total) else "."
+    if any(OUTSIDE in (row.get("flips_by_layer") or {}) for row in steps):
+        told += " Outside of modules are the loss’s own kinks, and the weights under a penalty’s |w|, one by one."
     layers, heat = _by_layer(steps, "flips_by_layer", "log₁₀ unit outputs flipped", "Blank: nothing flipped.", log=True)
     plots = [_whole(whole, layers, Axis("unit outputs flipped"), heat, told)]
     return _layered("flips", "Flips", plots, heat, layers)
@@ -328,7 +317,7 @@ def _by_layer(
     if len(names) <= FEW_LAYERS:
         points = (
             (
-                f"layer {name}" if name else "the model itself",
+                "outside of modules" if name == OUTSIDE else f"layer {name}" if name else "the model itself",
                 ([r["step"] for r in rows], [number(r[field].get(name, math.nan)) for r in rows]),
             )
             for name in names
@@ -358,19 +347,21 @@ def _logarithm(value: float) -> float:
 def _chatter(run: Run) -> Section:
     rows = run.of("chatter")
     if not rows:
-        said = "Chatter was not measured: it needs a penalty such as L1 whose weights could be followed."
+        said = "Chatter was not measured: no window of steps was complete, in which the signs of weights are followed."
         return Section("chatter", "Chatter", (), (said,))
     tracked = max((number(row.get("weights")) for row in rows if row.get("weights") is not None), default=math.nan)
     window = number(rows[-1].get("window"))
-    over = f" over the last {show(window)} steps" if math.isfinite(window) else ""
-    of = f" of {tracked:.0f} followed" if math.isfinite(tracked) else ""
-    l1 = run.facts.get("l1")
-    penalised = isinstance(l1, dict) and bool(l1.get("terms"))
-    whose = "of all penalised weights" if penalised else "of the weights followed"
+    over = f" in a window of {show(window)} steps" if math.isfinite(window) else ""
+    of = f"{tracked:.0f} weights are followed; " if math.isfinite(tracked) else ""
     wanted = (
-        ("chattering", "weights", f"Weights that changed sign again and again{over}{of}.", "Chattering weights"),
+        ("chattering", "weights", f"{of}these changed sign again and again{over}.", "Chattering weights"),
         ("amplitude", "mean |w|", "How far from 0 the chattering weights stand.", "Amplitude"),
-        ("norm", "‖w‖₁", f"The L1 norm {whose}: it cannot fall below what chatters.", "L1 norm"),
+        (
+            "norm",
+            "‖w‖₁",
+            "The L1 norm of the weights followed, penalised or not: it cannot fall below what chatters.",
+            "L1 norm",
+        ),
     )
     plots = []
     for field, axis, says, title in wanted:
