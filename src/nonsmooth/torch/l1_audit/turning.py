@@ -15,10 +15,9 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from nonsmooth.penalties import L1
-from nonsmooth.torch.effective import own_step, table_of
+from nonsmooth.torch.effective import own_step, table_of, unwrapped
 from nonsmooth.torch.l1_audit.laws import ROOTS, Closure, Penalised, bounce_of, gradient, lams_of, penalised_weights
 from nonsmooth.torch.l1_audit.terms import PenaltyTerm
 from nonsmooth.torch.proximal import Proximal
@@ -224,7 +223,7 @@ def _predicted(
     """(‖w*‖₁ + what chatter adds, ‖w*‖₁, exact zeros), w* by proximal steps at multiple · λ; None without τ."""
     lams = lams_of(terms)
     try:
-        table_of(_innermost(optimizer))
+        table_of(unwrapped(optimizer))
     except TypeError:
         return None, None, None
     whole = {name: by["autograd"] + by["grad"] for name, by in lams.items()}
@@ -248,7 +247,7 @@ def _predicted(
 
 def _tau_at(optimizer: Any, part: Penalised, multiple: float) -> torch.Tensor | None:
     """τ under multiple · λ sign(w): that of now; where it divides by the root of a mean of g², lr/√(λ² − c² + …)."""
-    inner = _innermost(optimizer)
+    inner = unwrapped(optimizer)
     if table_of(inner).uniform:
         return part.tau
     if not isinstance(inner, ROOTS):
@@ -293,7 +292,7 @@ class _Run:
 @contextlib.contextmanager
 def _here(optimizer: Any) -> Iterator[_Run]:
     """A run from where the optimiser stands; at the end all is as it was."""
-    stepping = _stepping(optimizer)
+    stepping = unwrapped(optimizer, Proximal)
     params = [p for group in stepping.param_groups for p in group["params"]]
     kept = [p.detach().clone() for p in params]
     try:
@@ -302,18 +301,6 @@ def _here(optimizer: Any) -> Iterator[_Run]:
     finally:
         for p, value in zip(params, kept, strict=True):
             p.data.copy_(value)
-
-
-def _stepping(optimizer: Any) -> Any:
-    """The optimiser below wrappers of other libraries; a Proximal is one that steps."""
-    while not isinstance(optimizer, Proximal) and isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
-def _innermost(optimizer: Any) -> Any:
-    stepping = _stepping(optimizer)
-    return stepping.optimizer if isinstance(stepping, Proximal) else stepping
 
 
 def _copied(optimizer: Any, shadows: dict[int, Any]) -> Any:
