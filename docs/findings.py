@@ -136,13 +136,14 @@ def both(rows: list[Row], full: list[Row]) -> str:
 
 
 def farthest(row: Row) -> str:
-    """The case with the least margin."""
-    relation = relation_of(row)
-    numbers = zip(row["cases"], row["measured"], row["noise"], row["predicted"], strict=True)
+    """The case with the least margin, at the end of its interval that the verdict is by; one without a number, where
+    these leave the claim open."""
+    relation, end = relation_of(row), int(row["verdict"] == Verdict.REFUTED)
+    numbers = list(zip(row["cases"], row["measured"], row["noise"], row["predicted"], strict=True))
     finite = [n for n in numbers if None not in n[1:]]
-    if relation is None or len(finite) < len(row["cases"]):
-        return "a case that is not finite"
-    case, mean, noise, predicted = min(finite, key=lambda n: relation.margins(n[1] - n[2], n[1] + n[2], n[3])[0])
+    if relation is None or not finite or (len(finite) < len(numbers) and row["verdict"] == Verdict.UNDECIDED):
+        return escaped(next((n[0] for n in numbers if None in n[1:]), numbers[0][0])) + ": no number"
+    case, mean, noise, predicted = min(finite, key=lambda n: relation.margins(n[1] - n[2], n[1] + n[2], n[3])[end])
     return f"{escaped(case)}: {number(mean)} ± {number(noise)} ({number(predicted)})"
 
 

@@ -209,7 +209,7 @@ def test_what_is_not_fails_with_its_own_sentence(name):
 
 
 def test_the_seed_does_not_matter():
-    for seed in range(20):
+    for seed in range(5):
         for name in ("signs that differ", "a layer", "max of 10", "norm of 100"):
             assert kinkcheck(*PASSES[name], seed=seed, dtypes=[torch.float64])
         for name in ("a sum over 20", "wrong beside it", "barely wrong"):

@@ -123,15 +123,21 @@ class Audit:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, *_: Any) -> None:
-        self.capture.__exit__()
-        self.interrupted = isinstance(error, KeyboardInterrupt)
-        crashed = error is not None and not isinstance(error, (SystemExit, KeyboardInterrupt))
         try:
-            self.finish(f"{type(error).__name__}: {error}".partition("\n")[0] if crashed else None)
+            self.end(error)
         except Exception as wrong:  # such as a full disk: what was found stands in `findings`, and the script goes on
             said = str(wrong) if isinstance(wrong, ValueError) else f"its end failed: {type(wrong).__name__}: {wrong}"
             with contextlib.suppress(Warning):  # where warnings are errors
                 warnings.warn(f"Audit: {said}".partition("\n")[0], stacklevel=2)
+
+    def end(self, error: BaseException | str | None = None) -> None:
+        """Listen no longer, and `finish`. error: what ended the run, None where it came to its end."""
+        self.capture.__exit__()
+        self.interrupted = isinstance(error, KeyboardInterrupt)
+        crashed = error if isinstance(error, str) else None
+        if isinstance(error, BaseException) and not isinstance(error, (SystemExit, KeyboardInterrupt)):
+            crashed = f"{type(error).__name__}: {error}".partition("\n")[0]
+        self.finish(crashed)
 
     def _guarded(self, call: Callable[..., None]) -> Callable[..., None]:
         """The run goes on, whatever the audit meets: it is given up then, and says so."""

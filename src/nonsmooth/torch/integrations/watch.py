@@ -78,11 +78,7 @@ class Watch:
         _ON.remove(self)
         atexit.unregister(self._at_exit)
         try:
-            if isinstance(error, str):
-                self.audit.capture.__exit__()
-                self.audit.finish(error)
-            else:
-                self.audit.__exit__(None if error is None else type(error), error, None)
+            self.audit.end(error)
         except Exception as wrong:  # the trainer goes on, whatever the audit meets
             said = str(wrong) if isinstance(wrong, ValueError) else f"{type(wrong).__name__}: {wrong}"
             self.say(f"audit: {said}")
