@@ -51,6 +51,15 @@ def test_as_it_is_and_half_the_lr_follow_their_paths():
     assert w.tolist() == [1.0, 1.0]
 
 
+def test_a_gradient_in_the_loss():
+    """½‖∇f‖² of a quadratic is a quadratic with the curvatures h²."""
+    w, optimizer, loss = quadratic(0.05)
+    penalty = lambda: 0.5 * torch.autograd.grad(loss(), w, create_graph=True)[0].square().sum()  # noqa: E731
+    found = only(optimizer, penalty, steps=20, changes=["as-it-is"])
+    expected = [float(0.5 * (H**2 * (1 - 0.05 * H**2) ** (2 * k)).sum()) for k in range(21)]
+    assert found.losses == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_run_that_diverges_says_so():
     _, optimizer, loss = quadratic(0.6)  # 2/h = 0.5
     found = only(optimizer, loss, steps=20, changes=["as-it-is"])

@@ -285,7 +285,7 @@ class _Trials:
 
     def _looked_at(self, closure: Closure) -> tuple[float, bool]:
         """The loss with its penalty, and whether random numbers were drawn for it; nothing is changed by it."""
-        with undisturbed(self.params, self.modules), torch.no_grad():
+        with undisturbed(self.params, self.modules), torch.enable_grad():  # a gradient may be a part of the loss
             before = SameRandomNumbers()
             loss = _number(closure())
             drew = not _same(before, SameRandomNumbers())

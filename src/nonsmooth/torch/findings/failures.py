@@ -99,7 +99,7 @@ def _edited(record: Record) -> Iterator[Finding]:
             "edited",
             "note",
             "The script writes to weights outside of the optimiser's step.",
-            "Weights changed between steps: a clamp, a proximal step of its own, averages that are swapped in.",
+            "Weights changed between steps: a clamp, a proximal step, averages that are swapped in, another optimiser.",
             "Trials do not repeat that: what they call unchanged is the optimiser's steps alone, and not the script.",
             "Take what a trial says with that in mind, or try the change in the script itself.",
         )
