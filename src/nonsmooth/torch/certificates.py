@@ -29,6 +29,7 @@ from nonsmooth.torch.effective import table_of, unwrapped
 from nonsmooth.torch.proximal import Proximal, need_proximal
 from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.sparsity import Refit
+from nonsmooth.torch.steps.evaluation import kept, put
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = [
@@ -440,14 +441,10 @@ def _difference(w: torch.Tensor) -> float:
 @contextlib.contextmanager
 def _at(values: Mapping[torch.Tensor, torch.Tensor]) -> Iterator[None]:
     """Parameters set to other values, and put back bit by bit."""
-    kept = {p: p.detach().clone() for p in values}
-    try:
-        for p, value in values.items():
-            p.data.copy_(value)
+    ps = list(values)
+    with kept(ps, [p.detach().clone() for p in ps]):
+        put(ps, list(values.values()))
         yield
-    finally:
-        for p, value in kept.items():
-            p.data.copy_(value)
 
 
 def _penalised(who: str, optimizer: Proximal) -> list[tuple[torch.Tensor, Penalty]]:

@@ -75,7 +75,6 @@ def to_plain(penalty: Penalty) -> dict[str, Any]:
     for f in fields(penalty):
         value = getattr(penalty, f.name)
         value = torch.tensor(value) if isinstance(value, np.ndarray) else value
-        value = value.item() if isinstance(value, np.generic) else value
         plain[f.name] = list(value) if isinstance(value, tuple) else value
     return plain
 

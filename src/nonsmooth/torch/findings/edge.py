@@ -205,10 +205,8 @@ def _blind(record: Record) -> Iterator[Finding]:
         room = _room(record)
         why = "A sharpness plot shows room for a larger learning rate, where the steps are at the threshold already."
         if room:
-            why = (
-                f"{say(room)} × the rate was tried and stayed stable: across kinks steps may meet the threshold at any "
-            )
-            why += "rate, and neither ratio says where the run turns unstable."
+            why = f"{say(room)} × the rate was tried and stayed stable: across kinks steps may meet the threshold at "
+            why += "any rate, and neither ratio says where the run turns unstable."
         yield Finding(
             "sharpness-blind",
             "note" if few or room else "problem",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,13 +64,18 @@ def mending_lines(
     if not lams:
         removal.append("# lam, and on which weights, could not be told: write those of your script")
     own = [p for group in unwrapped(optimizer).param_groups for p in group["params"]]
+    code: Callable[[str], str]
     if model is not None and {id(p) for p in model.parameters()} == {id(p) for p in own}:
-        pairs, whole = _pairs(lams, named, model) if lams else [("lam", "weights(model)")], "model.parameters()"
+        whole, proper, all_of_them = "model.parameters()", weights(model), "weights(model)"
+        code = 'model.get_parameter("{}")'.format
     else:
         lams = {name: lam for name, lam in lams.items() if name in named and any(p is named[name] for p in own)}
-        pairs, whole = _places(lams, named, own) if lams else [("lam", MATRICES)], "held"
+        whole, proper, all_of_them = "held", [p for p in own if p.ndim > 1], MATRICES
+        at = {id(p): i for i, p in enumerate(own)}
+        code = lambda name: f"held[{at[id(named[name])]}]"  # noqa: E731
         removal.append(f"# {AFTER}" + (f"; penalised: {listed(list(lams))}" if lams else ""))
         removal.append('held = [p for group in optimizer.param_groups for p in group["params"]]')
+    pairs = _pairs(lams, named, proper, all_of_them, code) if lams else [("lam", all_of_them)]
     alone = len(pairs) == 1
     penalty = (
         f"L1({pairs[0][0]}), params={pairs[0][1]}"
@@ -98,34 +103,22 @@ def _removals(wrong: Sequence[PenaltyTerm]) -> list[str]:
 
 
 def _pairs(
-    lams: Mapping[str, float], named: Mapping[str, torch.Tensor], model: torch.nn.Module
+    lams: Mapping[str, float],
+    named: Mapping[str, torch.Tensor],
+    proper: Iterable[torch.Tensor],
+    all_of_them: str,
+    code: Callable[[str], str],
 ) -> list[tuple[str, str]]:
-    """(λ, the parameters in code) for each λ."""
-    proper = {id(p) for p in weights(model)}
-    by = _by_lam(lams, named, proper)
-    if len(by) == 1 and {id(named[name]) for names in by.values() for name in names} == proper:
-        return [(next(iter(by)), "weights(model)")]
-    return [(lam, "[" + ", ".join(f'model.get_parameter("{n}")' for n in names) + "]") for lam, names in by.items()]
+    """(λ, the parameters in code) for each λ; biases and norms are left to their fate only where weights remain.
 
-
-def _places(
-    lams: Mapping[str, float], named: Mapping[str, torch.Tensor], own: Sequence[torch.Tensor]
-) -> list[tuple[str, str]]:
-    """The same by their places in the optimiser."""
-    proper = {id(p) for p in own if p.ndim > 1}
-    by = _by_lam(lams, named, proper)
-    if len(by) == 1 and {id(named[name]) for names in by.values() for name in names} == proper:
-        return [(next(iter(by)), MATRICES)]
-    at = {id(p): i for i, p in enumerate(own)}
-    return [(lam, "[" + ", ".join(f"held[{at[id(named[n])]}]" for n in names) + "]") for lam, names in by.items()]
-
-
-def _by_lam(lams: Mapping[str, float], named: Mapping[str, torch.Tensor], proper: set[int]) -> dict[str, list[str]]:
-    """The names for each λ; biases and norms are left to their fate only where weights remain."""
-    by: dict[str, list[str]] = {}
-    for name, lam in ({n: lam for n, lam in lams.items() if n in named and id(named[n]) in proper} or lams).items():
+    proper: the weights, which are `all_of_them` in code; one parameter is `code` of its name.
+    """
+    wanted, by = {id(p) for p in proper}, dict[str, list[str]]()
+    for name, lam in ({n: lam for n, lam in lams.items() if n in named and id(named[n]) in wanted} or lams).items():
         by.setdefault(f"{lam:.6g}", []).append(name)
-    return by
+    if len(by) == 1 and {id(named[name]) for names in by.values() for name in names} == wanted:
+        return [(next(iter(by)), all_of_them)]
+    return [(lam, f"[{', '.join(map(code, names))}]") for lam, names in by.items()]
 
 
 def _wrapped(optimizer: Any, penalty: str, whole: str) -> list[str]:
