@@ -47,6 +47,7 @@ LAYERS = {
     "torch.loggers": 1,
     "torch.script": 1,
     "torch.run_report": 2,
+    "torch.convolution": 1,
     "torch.hessian": 2,
     "torch.ranks": 2,
     "torch.replica": 2,

@@ -19,6 +19,7 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nonsmooth.torch.convolution import FastConvolutions
 from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.undisturbed import streams, undisturbed
 
@@ -33,7 +34,7 @@ WIDE = 1 << 20
 """Up to this many parameters vectors are in float64, whatever the parameters are in."""
 EIGHTH = 8
 """A draft of batches has each of so many."""
-TENTH, THIRTIETH = 10, 30
+LARGEST, SPREAD = 12, 20
 """A draft of rows has one of so many: those with the largest losses, and others in the place of the rest."""
 FEW = 240
 """Of fewer rows no draft is made."""
@@ -123,9 +124,9 @@ def few_rows(
     known: Sequence[torch.Tensor | None] = (),
     begin: float = 0.5,
 ) -> FewRows | None:
-    """A loss like the mean of `loss` over all rows, of every tenth to thirtieth of them.
+    """A loss like the mean of `loss` over all rows, of every eighth of them or so.
 
-    The tenth of the rows with the largest |loss| is there as it is. Of the rest, in the order of |loss|, there is one
+    The twelfth of the rows with the largest |loss| is there as it is. Of the rest, in the order of |loss|, there is one
     row in so many, with the weight of all: over `begin` from 0 to 1 the mean of the draft is the whole. For cross
     entropy the curvature 1 − Σp² of a row grows with its loss: late in training few rows carry the Hessian, and these
     are they.
@@ -137,7 +138,7 @@ def few_rows(
     >>> x = torch.arange(300.0)
     >>> some, share, _ = few_rows(x.split(100), lambda batch: batch.mean())
     >>> [(weight, part().item()) for weight, part in some.parts()], round(share, 3)
-    ([(30.0, 284.5), (270.0, 134.5)], 0.133)
+    ([(25.0, 287.0), (275.0, 137.0)], 0.133)
     """
     try:
         with undisturbed(*generators), torch.no_grad(), warnings.catch_warnings():
@@ -151,14 +152,14 @@ def few_rows(
                     trusted = rows is not None and bool((rows - own).abs().max() <= ALIKE * own.abs().mean())
                     rows, evaluated = own, evaluated + 1
                 found.append(rows.cpu())
-                taken += (1 / TENTH + 1 / THIRTIETH) * sum(t.nbytes for t in tree_leaves(batch))
+                taken += (1 / LARGEST + 1 / SPREAD) * sum(t.nbytes for t in tree_leaves(batch))
                 if taken > KEPT:
                     return None
         lengths, size = [len(a) for a in found], torch.cat(found).abs()
         if len(size) < FEW or not bool(size.isfinite().all()):
             return None
-        order, first = size.argsort(descending=True, stable=True), len(size) // TENTH
-        rest, count = order[first:], len(size) // THIRTIETH
+        order, first = size.argsort(descending=True, stable=True), len(size) // LARGEST
+        rest, count = order[first:], len(size) // SPREAD
         others = rest[((torch.arange(count) + begin) * (len(rest) / count)).long()]
         with undisturbed(*generators):
             top, spread = _taken(batches, lengths, (order[:first], others))
@@ -369,7 +370,9 @@ class Hessian:
 
     def _slope(self, closure: Closure) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
         """The gradient with its graph; the rows' losses where they are known and of use; and the loss."""
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+        fast = FastConvolutions() if any(p.ndim > 2 for p in self.params) else contextlib.nullcontext()
+        # the fused attentions have no second derivative
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), fast:
             loss = closure()
             if any(p.grad is not None for p in self.params):
                 raise ValueError(
