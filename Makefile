@@ -9,7 +9,7 @@ reproduce: .venv/lab
 	$(BIN)/nonsmooth reproduce
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 check: .venv/dev
 	$(BIN)/ruff check .

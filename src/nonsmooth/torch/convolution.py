@@ -1,8 +1,8 @@
 """Convolutions whose second derivative takes less time than torch's own.
 
-torch's double backward of a convolution finds the gradient in the weight as a convolution with the rows in the place of
-the channels, which no library has a fast kernel for. Here each of its four terms is one of the three operations that
-training itself is made of: a convolution, and its backward in the input or in the weight.
+torch's double backward of a convolution makes the gradient in the weight by a convolution with rows in the place of
+channels. Here each of the four terms is one of the three operations that training is made of, and that oneDNN is tuned
+for: a convolution, and its backward in the input or in the weight. benchmarks/sharpness.py shows what it gains.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ WORTH = 1 << 16
 class FastConvolutions(TorchFunctionMode):
     """Within it `conv1d`, `conv2d`, `conv3d` give a graph whose Hessian products are faster; the values are the same.
 
-    Left to torch is what it would not be for: small ones, other devices than the processor, autocast, `torch.func` and
-    forward mode, tensors of other classes or layouts, and padding by name.
+    Left to torch: small convolutions, devices other than the processor, autocast, `torch.func` and forward mode,
+    complex tensors, other classes and layouts, and padding by name.
 
     >>> x, w = torch.randn(64, 3, 20, 20), torch.randn(8, 3, 3, 3, requires_grad=True)
     >>> with FastConvolutions():
@@ -57,7 +57,7 @@ def _fast(
     dilation: Numbers = 1,
     groups: int = 1,
 ) -> torch.Tensor | None:
-    """The convolution with the lean second derivative; None where it is torch's own to make."""
+    """The convolution with the fast second derivative; None where it is left to torch."""
     given = (input, weight, bias)
     if (
         isinstance(padding, str)

@@ -371,7 +371,7 @@ class Hessian:
     def _slope(self, closure: Closure) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
         """The gradient with its graph; the rows' losses where they are known and of use; and the loss."""
         fast = FastConvolutions() if any(p.ndim > 2 for p in self.params) else contextlib.nullcontext()
-        # the fused attentions have no second derivative
+        # fused attention has no second derivative
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), fast:
             loss = closure()
             if any(p.grad is not None for p in self.params):
