@@ -105,6 +105,7 @@ WITHIN = {
     "request": {"progress"},
     "simulation": {"axes", "measures", "progress", "request"},
     "": {"simulation"},
+    "torch.convolution": {"torch.undisturbed"},
 }
 """What a module may import of its own layer."""
 

@@ -115,6 +115,31 @@ def test_the_hessian_of_a_network_is_what_it_is_with_torch_s_convolutions(inplac
     assert all(torch.allclose(a, own, rtol=1e-10, atol=1e-12) for a in made)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_network_has_the_hessian_of_the_one_as_written(backend):
+    """Compiled, a product raises (AOT) or, of a Function, is 0; and a mode would have it compiled anew each time."""
+    model, rng = network(), torch.Generator().manual_seed(2)
+    x, params = torch.randn(5, 1, 8, 8, generator=rng, dtype=torch.float64), list(model.parameters())
+    compiled = torch.compile(model, backend=backend)
+    v = torch.randn(sum(p.numel() for p in params), generator=rng, dtype=torch.float64)
+    torch._dynamo.utils.counters.clear()
+    made = [Hessian(lambda f=f: f(x).square().mean(), params)(v) for f in (model, compiled, compiled)]
+    assert made[0].any() and made[1].equal(made[0]) and made[2].equal(made[0])
+    assert not torch._dynamo.utils.counters["stats"]
+
+
+def test_traced_code_is_left_to_torch():
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    compiled = torch.compile(lambda w: conv2d(x, w).sin().sum(), backend="eager")
+    products = []
+    for f in (lambda w: conv2d(x, w).sin().sum(), compiled):
+        with FastConvolutions():
+            (g,) = torch.autograd.grad(f(w), w, create_graph=True)
+        products += torch.autograd.grad(g, w, torch.ones_like(g))
+    assert products[0].any() and torch.allclose(*products, rtol=1e-10)
+
+
 class Marked(torch.Tensor):
     """A class of tensors that a library or a user might bring."""
 

@@ -1,4 +1,4 @@
-"""Convolutions whose second derivative takes less time than torch's own.
+"""Graphs that are made to be differentiated twice, and convolutions whose second derivative takes less time.
 
 torch's double backward of a convolution makes the gradient in the weight by a convolution with rows in the place of
 channels. Here each of the four terms is one of the three operations that training is made of, and that oneDNN is tuned
@@ -7,21 +7,45 @@ for: a convolution, and its backward in the input or in the weight. benchmarks/s
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.autograd import Function
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv1d, conv2d, conv3d
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FastConvolutions"]
+from nonsmooth.torch.undisturbed import as_written
+
+__all__ = ["FastConvolutions", "twice_differentiable"]
 
 Numbers = int | tuple[int, ...]
 DIMS: dict[Callable[..., Any], int] = {conv1d: 1, conv2d: 2, conv3d: 3}
 WORTH = 1 << 16
 """The entries of an output from which on the time saved is more than Python's."""
+
+
+@contextlib.contextmanager
+def twice_differentiable(params: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Within it what is computed from `params` has a second derivative: no fused attention, nothing that is compiled.
+
+    Fast convolutions too, where a parameter may be of one.
+
+    >>> w = torch.ones(2, requires_grad=True)
+    >>> with torch.no_grad(), twice_differentiable([w]):
+    ...     torch.compile(torch.sin)(w).grad_fn.name()
+    'SinBackward0'
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(as_written())
+        if any(p.ndim > 2 for p in params):
+            stack.enter_context(FastConvolutions())
+        yield
 
 
 class FastConvolutions(TorchFunctionMode):
@@ -39,7 +63,7 @@ class FastConvolutions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        dims = DIMS.get(func)
+        dims = None if torch.compiler.is_compiling() else DIMS.get(func)  # traced, a Function has no second derivative
         if dims is not None and all(t in (torch.Tensor, torch.nn.Parameter) for t in types):
             made = _fast(dims, *args, **kwargs)
             if made is not None:

@@ -16,10 +16,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch.func import vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nonsmooth.torch.convolution import FastConvolutions
+from nonsmooth.torch.convolution import twice_differentiable
 from nonsmooth.torch.shards import need_whole
 from nonsmooth.torch.undisturbed import streams, undisturbed
 
@@ -370,9 +369,7 @@ class Hessian:
 
     def _slope(self, closure: Closure) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor]:
         """The gradient with its graph; the rows' losses where they are known and of use; and the loss."""
-        fast = FastConvolutions() if any(p.ndim > 2 for p in self.params) else contextlib.nullcontext()
-        # fused attention has no second derivative
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), fast:
+        with twice_differentiable(self.params):
             loss = closure()
             if any(p.grad is not None for p in self.params):
                 raise ValueError(

@@ -29,8 +29,8 @@ from nonsmooth.torch.operations import C0, COMPARISONS, DISCONTINUOUS, MOVES, SM
 from nonsmooth.torch.selection.decompositions import DECOMPOSED
 from nonsmooth.torch.selection.graph import _nodes, hidden
 from nonsmooth.torch.selection.pieces import is_in_place
-from nonsmooth.torch.selection.runs import _quietly
 from nonsmooth.torch.twins import INDEXED, TWINS, unseen
+from nonsmooth.torch.undisturbed import as_written
 
 __all__ = ["Smoothed", "Smoothing", "smoothed", "smoothing"]
 
@@ -65,10 +65,7 @@ class Smoothing(TorchFunctionMode):
 
     def __enter__(self) -> Any:
         self.stack = contextlib.ExitStack()
-        compiler = sys.modules.get("torch._dynamo.eval_frame")
-        if compiler is not None:
-            self.stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self.stack.enter_context(_quietly(compiler.OptimizedModule))
+        self.stack.enter_context(as_written())
         hook = torch.nn.modules.module.register_module_forward_pre_hook(self._entered)
         self.stack.callback(hook.remove)
         return super().__enter__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,35 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["attributes", "own_streams", "remember", "set_state", "state_of", "streams", "undisturbed"]
+__all__ = ["as_written", "attributes", "own_streams", "remember", "set_state", "state_of", "streams", "undisturbed"]
 
 Stream = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 STREAMS = frozenset(Stream.__args__)
 WRAPPERS = ("torch.nn.parallel", "torch.distributed")
 """Modules from there keep books of what other processes know, too: their plain attributes are left alone."""
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """What torch.compile made runs as it was written, without torch's warning of hooks on modules, which are ours.
+
+    >>> w = torch.ones(1, requires_grad=True)
+    >>> sine = torch.compile(torch.sin)
+    >>> with as_written():
+    ...     sine(w).grad_fn.name()
+    'SinBackward0'
+    """
+    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is None:
+        yield
+        return
+    own = compiler.OptimizedModule.__call__
+    compiler.OptimizedModule.__call__ = torch.nn.Module.__call__
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        compiler.OptimizedModule.__call__ = own
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,7 +25,7 @@ from nonsmooth.torch.selection.decompositions import DECOMPOSED
 from nonsmooth.torch.selection.extremes import RULES
 from nonsmooth.torch.selection.graph import hidden, recomputes
 from nonsmooth.torch.selection.pieces import Rule, base_name, is_in_place
-from nonsmooth.torch.undisturbed import streams, undisturbed
+from nonsmooth.torch.undisturbed import as_written, streams, undisturbed
 
 __all__ = ["Listener", "eagerly", "record", "replay"]
 
@@ -330,22 +329,5 @@ def eagerly() -> Iterator[None]:
     ...     torch.is_grad_enabled()
     True
     """
-    compiler = sys.modules.get("torch._dynamo.eval_frame")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if compiler is not None:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(_quietly(compiler.OptimizedModule))
+    with torch.inference_mode(False), torch.enable_grad(), as_written():
         yield
-
-
-@contextlib.contextmanager
-def _quietly(compiled: Any) -> Iterator[None]:
-    """A compiled module's call without its warning about hooks, which are ours."""
-    own = compiled.__call__
-    compiled.__call__ = torch.nn.Module.__call__
-    try:
-        yield
-    finally:
-        compiled.__call__ = own
