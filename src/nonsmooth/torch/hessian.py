@@ -225,7 +225,8 @@ class Hessian:
 
     `preconditioner` is the diagonal of P, and `shift` is c, a tensor or a number a parameter; `sign` −1 is for a loss
     that is maximised. `products` counts. Graphs are kept as `Batches` says; where they are not, each product evaluates
-    the closures anew, with the random numbers of the first time, so that dropout keeps its masks.
+    the closures anew, with the random numbers of the first time, so that dropout keeps its masks. What is compiled runs
+    as it was written, for torch's compiler has no second derivative.
 
     Raises ValueError, in one sentence, for parameters that are no leaves, complex, named twice or without a number,
     for a closure that calls backward or gives no real scalar with a graph, for one whose gradient is not finite, for a
