@@ -334,17 +334,16 @@ def convolutions(repeats: int) -> dict[str, Any]:
             started = time.process_time()
             hessian(v)
             seconds[name].append(time.process_time() - started)
-    return {name: statistics.median(some) for name, some in seconds.items()} | {
-        "apart": float((a - b).norm() / b.norm())
-    }
+    apart = float((a - b).norm() / b.norm())
+    return {**{name: statistics.median(some) for name, some in seconds.items()}, "apart": apart}
 
 
 # --- records and tables --------------------------------------------------------------------------------------------
 
 
-def jobs() -> list[Job]:
-    compared = [{"epochs": epochs, "k": k} for epochs in EPOCHS for k in (1, 5)]
-    return [*compared, {"convolutions": PRODUCTS}, {"track": PROBES}]
+COMPARED: list[Job] = [{"epochs": epochs, "k": k} for epochs in EPOCHS for k in (1, 5)]
+GAINED: Job = {"convolutions": PRODUCTS}
+TRACKED: Job = {"track": PROBES}
 
 
 def key(job: Job) -> str:
@@ -382,7 +381,7 @@ def tables() -> None:
     print("\n" + ", ".join(f"{name} {number}" for name, number in named.items()) + f"; {done[-1]['threads']} threads\n")
     print("| epochs, k | method | setting | products | true error | seconds | over ours | over ours, processor time |")
     print("|---|---|---|---|---|---|---|---|")
-    for job in jobs()[:-2]:
+    for job in COMPARED:
         some = found.get(key(job), [])
         for name in WAYS if some else ():
             with_it = [row for row in some if name in row["seconds"]]
@@ -399,12 +398,12 @@ def tables() -> None:
                 f"{max(row['error'][name] for row in with_it):.1%} | "
                 f"{spread([row['seconds'][name] for row in with_it], '{:.2f}')} | " + " | ".join(ratios) + " |"
             )
-    for row in found.get(key(jobs()[-2]), [])[-1:]:
+    for row in found.get(key(GAINED), [])[-1:]:
         print(
             f"\nA product with a kept graph takes {row['ours'] / row['torch']:.2f} of the processor time that it takes "
             f"with torch's convolutions ({row['ours']:.3f}, {row['torch']:.3f} s; {row['apart']:.0e} apart)."
         )
-    for row in found.get(key(jobs()[-1]), [])[-1:]:
+    for row in found.get(key(TRACKED), [])[-1:]:
         counts, errors = row["products"], row["errors"]
         print(
             f"\nTracked, {len(counts)} probes, one every {EVERY} steps: {statistics.mean(counts):.1f} products each, "
@@ -424,7 +423,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.filterwarnings("ignore")  # PyHessian keeps graphs in .grad, which torch warns of
-    for job in () if asked.tables else jobs():
+    for job in () if asked.tables else (*COMPARED, GAINED, TRACKED):
         name = f"{job['epochs']},{job['k']}" if "k" in job else next(iter(job))
         if asked.only and asked.only != name:
             continue

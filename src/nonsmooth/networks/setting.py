@@ -16,18 +16,10 @@ from nonsmooth.sources import hash_of_sources
 __all__ = ["Setting", "drawn"]
 
 TRAINS = (
-    *("hyperparameters", "penalties", "networks", "torch.batch_sharpness", "torch.convolution", "torch.curvature"),
-    *(
-        "torch.effective",
-        "torch.groups",
-        "torch.hessian",
-        "torch.kernels",
-        "torch.lanczos",
-        "torch.probes",
-        "torch.proximal",
-    ),
-    *("torch.ranks", "torch.selection", "torch.shards", "torch.stability", "torch.states", "torch.steps"),
-    "torch.undisturbed",
+    *("hyperparameters", "penalties", "networks"),
+    *("torch.batch_sharpness", "torch.convolution", "torch.curvature", "torch.effective", "torch.groups"),
+    *("torch.hessian", "torch.kernels", "torch.lanczos", "torch.probes", "torch.proximal", "torch.ranks"),
+    *("torch.selection", "torch.shards", "torch.stability", "torch.states", "torch.steps", "torch.undisturbed"),
 )
 """The modules and packages on which a run depends, all of them: a test follows the imports."""
 

@@ -120,7 +120,7 @@ class Convolution(Function):
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         x, w = ctx.saved_tensors
-        return *ConvolutionGradient.apply(g, x, w, tuple(ctx.needs_input_grad[:3]), ctx.how), None
+        return *ConvolutionGradient.apply(g, x, w, ctx.needs_input_grad[:3], ctx.how), None
 
 
 class ConvolutionGradient(Function):
