@@ -288,6 +288,10 @@ def memory(job: Job) -> dict[str, Any]:
         peaks[str(kind)] = max(peaks.get(str(kind), 0), peak_of(training.step))
     after = resident()
     watched.off()
+    assert watched.monitor is not None
+    failed = [row["error"] for row in watched.monitor.rows if "error" in row]
+    if failed:  # which would need little memory
+        raise RuntimeError(failed[0])
     own = sum(p.numel() * p.element_size() for p in training.model.parameters())
     units = {"graph": graph, "gradient_graph": gradient_graph, "parameters": own}
     return {"rest": at_rest, "bare": bare, **units, "peaks": peaks, "after": after}

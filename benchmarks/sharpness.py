@@ -40,8 +40,9 @@ from torch.nn.functional import cross_entropy
 
 from nonsmooth.torch import convolution
 from nonsmooth.torch.curvature import sharpness
-from nonsmooth.torch.hessian import Hessian, over
+from nonsmooth.torch.hessian import Hessian
 from nonsmooth.torch.lanczos import tridiagonal
+from nonsmooth.torch.parts import over
 
 RESULTS = Path(__file__).parent / "results" / "sharpness.jsonl"
 EPOCHS, BATCH, LR, MOMENTUM = (1, 3, 10), 64, 0.05, 0.9

@@ -48,6 +48,8 @@ LAYERS = {
     "torch.script": 1,
     "torch.run_report": 2,
     "torch.convolution": 1,
+    "torch.parts": 1,
+    "torch.thick_restart": 2,
     "torch.hessian": 2,
     "torch.ranks": 2,
     "torch.replica": 2,
@@ -106,6 +108,7 @@ WITHIN = {
     "simulation": {"axes", "measures", "progress", "request"},
     "": {"simulation"},
     "torch.convolution": {"torch.undisturbed"},
+    "torch.parts": {"torch.undisturbed"},
 }
 """What a module may import of its own layer."""
 

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nonsmooth.torch import lanczos
 from nonsmooth.torch.curvature import _again, by_layer, sharpness, spectrum, trace
-from nonsmooth.torch.hessian import Hessian, over
+from nonsmooth.torch.hessian import Hessian
 from nonsmooth.torch.lanczos import guided, largest
+from nonsmooth.torch.parts import over
 
 X = torch.randn(24, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randint(0, 3, (24,), generator=torch.Generator().manual_seed(1))

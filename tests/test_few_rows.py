@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 from nonsmooth.torch.curvature import sharpness
-from nonsmooth.torch.hessian import Hessian, few_rows, losses_of_rows, over
+from nonsmooth.torch.hessian import Hessian
+from nonsmooth.torch.parts import few_rows, losses_of_rows, over
 from test_curvature import dense, net, true_and_converged
 
 MANY = torch.randn(300, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -64,9 +65,9 @@ def test_drafts_of_rows_are_the_whole_in_the_mean(kind):
 def test_rows_that_would_take_much_memory_are_left(monkeypatch):
     loss, batches = loss_of(net(8), "tuples"), list(zip(MANY.split(64), LABELS.split(64), strict=True))
     held = (MANY.nbytes + LABELS.nbytes) * (1 / 12 + 1 / 20)
-    monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", held + 1)
+    monkeypatch.setattr("nonsmooth.torch.parts.KEPT", held + 1)
     assert few_rows(batches, loss) is not None
-    monkeypatch.setattr("nonsmooth.torch.hessian.KEPT", held - 1)
+    monkeypatch.setattr("nonsmooth.torch.parts.KEPT", held - 1)
     assert few_rows(batches, loss) is None
 
 

@@ -31,10 +31,10 @@ from nonsmooth.torch.compress import Compressed, Cost, compress
 from nonsmooth.torch.curvature import Sharpness, Spectrum, Trace, by_layer, sharpness, spectrum, trace
 from nonsmooth.torch.effective import effective_step, register_effective_step
 from nonsmooth.torch.findings import Finding
-from nonsmooth.torch.hessian import Batches, over
 from nonsmooth.torch.kinkcheck import KinkError, KinkReport, KinkRow, kinkcheck
 from nonsmooth.torch.l1_audit import L1Audit, PenaltyTerm, l1_audit, turning_lam
 from nonsmooth.torch.monitor import Monitor
+from nonsmooth.torch.parts import Batches, over
 from nonsmooth.torch.penalty_terms import penalty_terms
 from nonsmooth.torch.proximal import Proximal, weights
 from nonsmooth.torch.ranks import mean_over_ranks

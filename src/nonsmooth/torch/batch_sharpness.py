@@ -99,13 +99,12 @@ def batch_sharpness(
     thresholds = None if optimizer is None else batch_thresholds(optimizer)
     hessian = Hessian(closures, params, preconditioner, who="batch_sharpness")  # type: ignore[arg-type]
     decay = None if optimizer is None else _decay(optimizer, hessian)
-    inverse = None if hessian.root is None else hessian.root.square()
     weights, above, below, flat = [], [], [], 0
     for weight, slopes in hessian._slopes():
         g = torch.cat([s.detach().reshape(-1).to(hessian.device, hessian.dtype) for s in slopes])
         if decay is not None:
             g = g + decay * torch.cat([p.detach().reshape(-1).to(g) for p in hessian.params])
-        d = g if inverse is None else inverse * g
+        d = hessian.rooted(hessian.rooted(g.clone()))
         square = float(g @ d)
         if square == 0:
             flat += 1
@@ -164,4 +163,8 @@ def _decay(optimizer: Optimizer, hessian: Hessian) -> torch.Tensor | None:
     """Each coordinate's coupled weight decay; None where there is none."""
     held = {id(p): float(group["weight_decay"]) for group in unwrapped(optimizer).param_groups for p in group["params"]}
     found = [held.get(id(p), 0.0) for p in hessian.params]
-    return hessian._flat_like(found) if any(found) else None
+    if not any(found):
+        return None
+    return torch.repeat_interleave(torch.tensor(found, dtype=hessian.dtype), torch.tensor(hessian.sizes)).to(
+        hessian.device
+    )

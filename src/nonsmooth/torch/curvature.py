@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from nonsmooth.torch.hessian import Hessian
+from nonsmooth.torch.hessian import WIDE, Hessian
 from nonsmooth.torch.lanczos import Pairs, guided, largest, tridiagonal
+from nonsmooth.torch.thick_restart import largest_of_long
 
 __all__ = ["Sharpness", "Spectrum", "Trace", "by_layer", "sharpness", "sharpness_of", "spectrum", "trace"]
 
 NOISE = 0.03
 """The length of the random vector in each start, so that no direction is shut out for good."""
+SECOND = 0.3
+"""The length of the second eigenvector in a start that is one vector, so that its value may overtake the first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +122,21 @@ def sharpness_of(
                 given = slope / torch.linalg.vector_norm(slope) + NOISE * given / torch.linalg.vector_norm(given)
             pairs, drafted = guided(hessian, draft.hessian, given, k, tol, max_products, generator)
             return _record(pairs, k, tol, pairs.products + math.ceil(draft.spent + drafted * draft.share))
-        given = _noise(hessian, min(k + 1, dim), generator)
+        given = _noise(hessian, 1 if hessian.long and k == 1 else min(k + 1, dim), generator)
     else:
         vectors = start.vectors if isinstance(start, Sharpness) else start
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
-        given = _again(vectors.detach().to(hessian.device, hessian.dtype), k, _noise(hessian, 1, generator))
+        again = _in_one if k == 1 and hessian.long else _again
+        given = again(vectors.detach().to(hessian.device), k, _noise(hessian, 1, generator))
+        del vectors
     starts = [given]
-    del given  # so that `largest` can let go of them
-    pairs = largest(hessian, starts.pop(), k, tol, max_products, generator, start is not None)
+    del given  # so that they can be let go of
+    if k == 1 and hessian.long:
+        pairs = largest_of_long(hessian, starts, tol, max_products, generator, start is not None)
+    else:
+        pairs = largest(hessian, starts.pop(), k, tol, max_products, generator, start is not None)
     return _record(pairs, k, tol, pairs.products)
 
 
@@ -138,9 +146,33 @@ def _noise(hessian: Hessian, count: int, generator: torch.Generator) -> torch.Te
 
 def _again(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
     """What to start from: one vector more than are asked for, which might overtake; noise in the last."""
-    block = vectors[:, : k + 1].clone()
+    block = vectors[:, : k + 1].to(noise.dtype, copy=True)
     block[:, -1:] += NOISE * noise / torch.linalg.vector_norm(noise)
     return block
+
+
+def _in_one(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
+    """The same as one vector."""
+    noise *= NOISE / torch.linalg.vector_norm(noise)
+    noise[:, 0] += vectors[:, 0]
+    if vectors.shape[1] > 1:
+        noise[:, 0].add_(vectors[:, 1], alpha=SECOND)
+    return noise
+
+
+def to_follow(found: Sharpness) -> Sharpness:
+    """The same for a next estimate to start from: where its vectors are long, as one in bfloat16.
+
+    >>> few = Sharpness(np.ones(1), np.zeros(1), np.zeros(1), 1, True, 1.0, torch.ones(3, 2))
+    >>> to_follow(few) is few
+    True
+    """
+    if len(found.vectors) <= WIDE:
+        return found
+    one = torch.zeros(len(found.vectors), 1, dtype=torch.bfloat16, device=found.vectors.device)
+    for length, v in zip((1.0, SECOND), found.vectors.T[:2], strict=False):
+        one[:, 0].add_(v, alpha=length)
+    return replace(found, vectors=one)
 
 
 def _record(pairs: Pairs, k: int, tol: float, products: int) -> Sharpness:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from nonsmooth.torch.curvature import Sharpness, sharpness
+from nonsmooth.torch.curvature import Sharpness, sharpness, to_follow
 from nonsmooth.torch.selection import eagerly
 from nonsmooth.torch.stability import Stability, StepScale, stability, step_scale
 from nonsmooth.torch.steps import OrbitCurvature
@@ -121,7 +121,8 @@ class Probes:
                 if self.start is not None and len(self.start.estimate.vectors) != held:
                     self.start = None  # parameters were frozen or added since
                 found = stability(self.optimizer, closure, start=self.start, tol=0.02)
-                self.start = replace(found, scale=NO_SCALE)  # which the next one does without
+                # the next one does without the scale
+                self.start = replace(found, scale=NO_SCALE, estimate=to_follow(found.estimate))
             except TypeError:
                 pass  # an optimiser without a threshold
             else:
@@ -130,7 +131,8 @@ class Probes:
                 return {"sharpness": found.sharpness, "residual": found.residual} | more | _cost_of(found.estimate)
         params = [p for _, p in self.params()]
         fits = self.bare is not None and len(self.bare.vectors) == sum(p.numel() for p in params)
-        bare = self.bare = sharpness(closure, params, start=self.bare if fits else None, tol=0.02)
+        bare = sharpness(closure, params, start=self.bare if fits else None, tol=0.02)
+        self.bare = to_follow(bare)
         return {"sharpness": float(bare.value[0]), "residual": float(bare.residual[0])} | _cost_of(bare)
 
 

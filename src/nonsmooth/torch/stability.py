@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import optim
 from torch.optim import Optimizer
 
 from nonsmooth.torch.curvature import Sharpness, sharpness_of
-from nonsmooth.torch.effective import TABLES, table_of, unwrapped
+from nonsmooth.torch.effective import TABLES, Reading, table_of, unwrapped
 from nonsmooth.torch.hessian import Hessian
 
 __all__ = ["Stability", "StepScale", "stability", "step_scale"]
@@ -125,10 +126,10 @@ def stability(
     >>> round(found.sharpness, 6), found.threshold, round(found.ratio, 6)  # 3, 2(1 + 0.5)/0.5
     (3.0, 6.0, 0.5)
     """
-    scale = step_scale(optimizer)
-    unit, inverse = scale.unit, [[scale.unit / s for s in scale.scales]]
-    hessian = Hessian(closure, scale.params, inverse.pop(), scale.shifts, scale.sign, "stability")
-    del scale  # it is as long as all parameters, and read anew when there is room again
+    rows, sign = _rows(optimizer)
+    unit = rows[0].unit
+    params, inverse, shifts = zip(*((row.param, partial(_inverse, row, unit), row.shift) for row in rows), strict=True)
+    hessian = Hessian(closure, params, inverse, shifts, sign, "stability")
     found = sharpness_of(hessian, 1, tol, None if start is None else start.estimate, max_products, seed)
     del hessian
     value, residual = float(found.value[0]), float(found.residual[0])
@@ -146,6 +147,32 @@ def step_scale(optimizer: Optimizer) -> StepScale:
     >>> step_scale(optimizer).scales[0].tolist(), step_scale(optimizer).unit  # 0.25/(2·2), and lr/2
     ([0.0625], 0.125)
     """
+    rows, sign = _rows(optimizer)
+    params, shifts = (tuple(getattr(row, of) for row in rows) for of in ("param", "shift"))
+    return StepScale(params, tuple(row.scale() for row in rows), shifts, rows[0].unit, sign)
+
+
+class _Row(NamedTuple):
+    """What a parameter has of S, read when it is asked for, for it may be as long as the parameter; and S's unit."""
+
+    param: torch.Tensor
+    reading: Reading
+    flip: float
+    shift: float
+    unit: float
+
+    def scale(self) -> Any:
+        tau = self.reading.value()
+        return tau.double() * self.flip if isinstance(tau, torch.Tensor) else float(tau) * self.flip
+
+
+def _inverse(row: _Row, unit: float) -> Any:
+    """The parameter's part of P, in the precision of the state."""
+    return unit / (row.reading.value() * row.flip)
+
+
+def _rows(optimizer: Optimizer) -> tuple[list[_Row], float]:
+    """The parameters that learn, each with its part of S; and the sign."""
     optimizer = unwrapped(optimizer)
     try:
         table = table_of(optimizer)
@@ -154,8 +181,7 @@ def step_scale(optimizer: Optimizer) -> StepScale:
     kind = next((kind for kind in type(optimizer).__mro__ if kind in FLIPS), None)
     if kind is None:
         raise TypeError(f"stability: the threshold of {type(optimizer).__name__} is not known.")
-    params: list[torch.Tensor] = []
-    scales, shifts, signs, units = [], [], set(), []
+    rows, signs = list[_Row](), set()
     for group in optimizer.param_groups:
         bare = {**group, "momentum": 0.0, "nesterov": False}
         lr = float(group["lr"])
@@ -172,17 +198,15 @@ def step_scale(optimizer: Optimizer) -> StepScale:
                 raise ValueError(f"stability: {type(optimizer).__name__} has made no step yet; take one first.")
             twice = 2 - lr * wd if apart else 2.0
             flip = FLIPS[kind](group, state) / twice
-            tau = (TABLES[optim.Adam] if kind is optim.NAdam else table).read(bare, state, None, 1.0).value()
-            params.append(p)
-            scales.append(tau.double() * flip if isinstance(tau, torch.Tensor) else float(tau) * flip)
-            shifts.append((0.0 if apart else wd) + float(group.get("lambd", 0.0)))
-            units.append(lr * FLIPS[kind](group, SETTLED) / twice)
+            reading = (TABLES[optim.Adam] if kind is optim.NAdam else table).read(bare, state, None, 1.0)
+            shift = (0.0 if apart else wd) + float(group.get("lambd", 0.0))
+            rows.append(_Row(p, reading, flip, shift, lr * FLIPS[kind](group, SETTLED) / twice))
             signs.add(-1.0 if group.get("maximize") else 1.0)
-    if not params:
+    if not rows:
         raise ValueError("stability: the optimiser holds no parameter that requires a gradient.")
     if len(signs) > 1:
         raise ValueError("stability: some groups maximise and some do not; there is no one threshold for a game.")
-    return StepScale(tuple(params), tuple(scales), tuple(shifts), units[0], signs.pop())
+    return rows, signs.pop()
 
 
 # --- what momentum makes of a gradient that changes its sign in each step: the transfer function at z = −1 ------------

@@ -1,0 +1,192 @@
+"""The largest eigenvalue of an operator on vectors so long that few of them have room: Lanczos with thick restarts.
+
+Images are not kept: A qⱼ is what Lanczos makes of it, T's column j and the next vector, so that a subspace takes half
+the room; and its vectors are in half precision, a quarter of what single precision with images takes. What is lost when
+one is rounded is known, and with it a bound of what the equations A Q = Q T + … miss, some 1e-4 of ‖A‖ a restart: it is
+added to the residuals. Where that alone keeps a pair from being good, one more product is with its Ritz vector as it
+is held, and exact; if it is not good then, Lanczos goes on from there in single precision. Source: Wu & Simon 2000 for
+the restart, with all coefficients computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from nonsmooth.torch.lanczos import NEXT, STEPS, Pairs, good
+
+__all__ = ["Rows", "largest_of_long"]
+
+Lazy = Callable[[], torch.Tensor]
+"""A vector, made when there is room for it."""
+
+LEAST = 5
+"""So many vectors a subspace always has room for."""
+ROOM = 1 << 25
+"""And more, up to so many bytes."""
+CHUNK = 1 << 16
+"""So many entries at a time are turned into single precision."""
+LARGE = 6e4
+"""What half precision can hold."""
+COARSE = 1e-2
+"""Where a tolerance is below this, vectors are in single precision from the first."""
+
+
+def largest_of_long(
+    product: Callable[[Lazy], torch.Tensor],
+    starts: list[torch.Tensor],
+    tol: float,
+    max_products: int,
+    generator: torch.Generator,
+    trusted: bool = False,
+) -> Pairs:
+    """`largest` for one eigenvalue and one start, which is taken out of the list, in the room of some three vectors.
+
+    `product` takes a function that makes the vector, which it may use up. The estimated error is 2 max(r, growth over
+    three products), and the second pair must be known as in `largest`; from a start that is `trusted` it is max(r,
+    growth over one product), with no gap, for one vector says little of the second value. The residual r is that of
+    Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is what it is taken for; or it is
+    exact. The vectors returned are of the two leading pairs.
+
+    >>> A, rng = torch.diag(torch.linspace(-3, 2, 50)), torch.Generator().manual_seed(0)
+    >>> found = largest_of_long(lambda v: A @ v(), [torch.randn(50, generator=rng)], 1e-3, 60, rng)
+    >>> found.values.round(3).tolist(), found.converged.tolist()
+    ([2.0], [True])
+    """
+    start = starts.pop().reshape(-1)
+    dim = len(start)
+    room = min(max(LEAST, ROOM // (2 * dim)), dim - 1)
+    if room < LEAST:
+        raise ValueError(f"largest_of_long: vectors of {dim} entries are not long; use `largest`.")
+    rows = Rows(room, start, torch.float16 if tol >= COARSE else start.dtype)
+    rows.put(0, start / torch.linalg.vector_norm(start))
+    del start
+    keep, rounding = max(2, room // 2), torch.finfo(rows.dtype).eps
+    T, missed, past = np.zeros((room, room)), np.zeros(room), list[float]()
+    n, products, norm, checks = 1, 0, 0.0, False
+    while True:
+        w = product(partial(rows.row, n - 1))
+        products += 1
+        T[:n, n - 1] = T[n - 1, :n] = rows.orthogonalise(w, n)
+        length = float(torch.linalg.vector_norm(w))
+        theta, U = np.linalg.eigh(T[:n, :n])
+        theta, U = theta[::-1].copy(), U[:, ::-1].copy()
+        norm, r = max(norm, float(np.abs(theta).max())), length * np.abs(U[-1])
+        told = r + 2 * missed[:n] @ np.abs(U)
+        known = trusted or checks or norm == 0 or (n > 1 and r[1] <= NEXT * tol * abs(theta[0]))
+        exact, error = (_error(theta[0], of[0], past, trusted, 4 * rounding * norm) for of in (r, told))
+        near, done = (known and bool(good(theta[:1], e, tol, norm)[0]) for e in (exact, error))
+        if done or products == max_products:
+            del w
+            V = rows.combined(np.eye(2) if checks else U[:, :2])
+            V /= torch.linalg.vector_norm(V, dim=1, keepdim=True)
+            return Pairs(theta[:1], told[:1], error, V.T, norm, products, np.array([done]))
+        past.append(float(theta[0]))
+        if near:  # what rounding may have added is all that is in the way: a product with the Ritz vector will tell
+            del w
+            rows.restart(U[:, :2])
+            n, missed[:], checks = 1, 0.0, True
+            continue
+        if checks:  # and it was
+            rows.widen()
+            checks = False
+        edge = np.eye(n)[-1]
+        if n == room:
+            edge = U[-1, :keep]
+            rounded = rows.restart(U[:, :keep])
+            missed[:keep] = missed @ np.abs(U[:, :keep]) + (norm + np.abs(theta[:keep])) * rounded
+            T[:keep, :keep], n = np.diag(theta[:keep]), keep
+        while not length > 10 * rounding * norm:  # the subspace is invariant: a random direction goes on
+            w = torch.randn(dim, generator=generator, dtype=rows.dtype).to(w)
+            rows.orthogonalise(w, n)
+            length = float(torch.linalg.vector_norm(w))
+        missed[:n] += np.abs(edge) * length * rows.put(n, w.div_(length))
+        missed[n] = 0.0
+        del w
+        n += 1
+
+
+def _error(theta: float, r: float, past: list[float], trusted: bool, least: float) -> np.ndarray:
+    back, factor = (1, 1) if trusted else (STEPS, 2)
+    growth = theta - past[-back] if len(past) >= back else math.inf
+    return np.array([max(factor * max(r, growth), least)])
+
+
+class Rows:
+    """Orthonormal vectors as rows, √dim times as long so that half precision holds their entries.
+
+    >>> rows = Rows(2, torch.empty(3), torch.float16)
+    >>> round(rows.put(0, torch.tensor([0.6, 0.8, 0.0])), 4)
+    0.0001
+    >>> w = torch.tensor([5.0, 0.0, 2.0])
+    >>> rows.orthogonalise(w, 1).round(2), [round(float(a), 2) for a in w]
+    (array([3.]), [3.2, -2.4, 2.0])
+    """
+
+    def __init__(self, room: int, like: torch.Tensor, dtype: torch.dtype) -> None:
+        self.dtype, self.scale = like.dtype, min(math.sqrt(len(like)), LARGE)
+        self.held = like.new_empty(room, len(like), dtype=dtype)
+
+    def put(self, i: int, q: torch.Tensor) -> float:
+        """q in the place of row i; how far from q what is held lies."""
+        lost = 0.0
+        for a in range(0, len(q), CHUNK):
+            scaled = q[a : a + CHUNK] * self.scale
+            self.held[i, a : a + CHUNK] = scaled
+            lost += float((self.held[i, a : a + CHUNK] - scaled).double().square().sum())
+        return math.sqrt(lost) / self.scale
+
+    def row(self, i: int) -> torch.Tensor:
+        return self.held[i].to(self.dtype, copy=True).div_(self.scale)
+
+    def unit(self, u: np.ndarray) -> torch.Tensor:
+        """Σ uᵢqᵢ, of length 1."""
+        y = self.combined(u[:, None])[0]
+        return y.div_(torch.linalg.vector_norm(y))
+
+    def combined(self, C: np.ndarray) -> torch.Tensor:
+        """CᵀQ for the first rows Q, (columns of C, dim)."""
+        L = torch.as_tensor(C.T / self.scale, dtype=self.dtype, device=self.held.device)
+        out = self.held.new_empty(len(L), self.held.shape[1], dtype=self.dtype)
+        for at, Q in self._chunks(L.shape[1]):
+            torch.matmul(L, Q, out=out[:, at])
+        return out
+
+    def restart(self, K: np.ndarray) -> np.ndarray:
+        """KᵀQ in the place of the first rows; how far from them what is held lies."""
+        L = torch.as_tensor(K.T.copy(), dtype=self.dtype, device=self.held.device)
+        lost = np.zeros(len(L))
+        for at, Q in self._chunks(L.shape[1]):
+            new = L @ Q
+            self.held[: len(L), at] = new
+            lost += (self.held[: len(L), at] - new).double().square().sum(dim=1).cpu().numpy()
+        return np.sqrt(lost) / self.scale
+
+    def orthogonalise(self, w: torch.Tensor, n: int) -> np.ndarray:
+        """Take the first n rows out of w, twice and in place; the coefficients, in float64."""
+        total = np.zeros(n)
+        for _ in range(2):
+            c = torch.zeros(n, dtype=torch.float64, device=w.device)
+            for at, Q in self._chunks(n):
+                c += (Q @ w[at]).double() / self.scale
+            for at, Q in self._chunks(n):
+                w[at] -= (c / self.scale).to(w.dtype) @ Q
+            total += c.cpu().numpy()
+        return total
+
+    def widen(self) -> None:
+        """Single precision from here on, with the first row alone."""
+        first, room = self.row(0), len(self.held)
+        self.held = first.new_empty(0)
+        self.held = first.new_empty(room, len(first))
+        self.put(0, first)
+
+    def _chunks(self, n: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The first n rows, so many entries at a time, in single precision."""
+        for a in range(0, self.held.shape[1], CHUNK):
+            at = slice(a, a + CHUNK)
+            yield at, self.held[:n, at].to(self.dtype)
