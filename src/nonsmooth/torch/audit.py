@@ -312,7 +312,7 @@ class Audit:
         """The batch that the optimiser saw, and what else is in its gradient; raises as `agreement` does."""
         monitor, before = self.monitor, self._x
         assert monitor is not None and before is not None
-        seen = [None if p.grad is None else p.grad.detach().clone() for p in named.values()]
+        seen = [None if p.grad is None else p.grad.detach() for p in named.values()]
         met = self.agreement = agreement(heard.programs, named, before, seen, masks=not self.capture.compiled)
         batch = Batch(heard.programs[-met.count :], step)
         self._terms.look(batch, optimizer, named, met.terms)

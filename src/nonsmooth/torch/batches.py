@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map
 from nonsmooth.torch.l1_audit import PenaltyTerm, find_sign_in_grad
 from nonsmooth.torch.program import Entry, Program
 from nonsmooth.torch.selection import eagerly
-from nonsmooth.torch.steps.evaluation import dot, flat, kept, norm, put
+from nonsmooth.torch.steps.evaluation import chunks, kept, put
 from nonsmooth.torch.undisturbed import undisturbed
 
 __all__ = ["CLOSE", "Agreement", "Batch", "agreement"]
@@ -126,54 +127,62 @@ def agreement(
     >>> agreement([loss], {"w": w}, [torch.tensor([2.0])], [torch.tensor([0.5])]).clip
     0.5
     """
-    params = list(named.values())
-    now = [p.detach().clone() for p in params]
-    gap, grads = 0.0, []
-    with kept(params, now):
+    params, gap, offs = list(named.values()), 0.0, list[float]()
+    total = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params]
+    with kept(params, [p.detach().clone() for p in params]):
         put(params, before)
-        for program in programs:
-            with undisturbed(params), eagerly():
-                loss = program()
-                live = loss.requires_grad
-                found = torch.autograd.grad(loss, params, allow_unused=True) if live else (None,) * len(params)
-            gap = max(gap, abs(float(loss.detach()) - program.value) / max(abs(program.value), 1e-12))
+        for program in reversed(programs):
+            loss = _add_gradient(program, params, total)
+            gap = max(gap, abs(loss - program.value) / max(abs(program.value), 1e-12))
             if gap > CLOSE and masks:
                 raise ValueError(
-                    f"computed again, it was {float(loss.detach()):.6g} and not {program.value:.6g}; something in it "
-                    "changes from call to call, or the parameters changed before the step, as in LBFGS"
+                    f"computed again, it was {loss:.6g} and not {program.value:.6g}; something in it changes from call "
+                    "to call, or the parameters changed before the step, as in LBFGS"
                 )
-            grads.append(_flat(params, found))
-    G = _flat(params, seen)
-    best: tuple[float, int, torch.Tensor] = (float("inf"), len(grads), G)
-    for count in range(len(grads), 0, -1):
-        g = torch.stack(grads[-count:]).sum(0)
-        off = _distance(G, _factor(G, g) * g)
-        if off < 0.5 * best[0]:
-            best = off, count, g
-    off, count, g = best
+            offs.append(_fit(seen, total)[1])
+        count = len(offs)
+        for fewer in range(count - 1, 0, -1):
+            count = fewer if offs[fewer - 1] < 0.5 * offs[count - 1] else count
+        if count < len(offs):  # that sum went on
+            for a in total:
+                a.zero_()
+            for program in programs[-count:]:
+                _add_gradient(program, params, total)
+    clip, off = _fit(seen, total) if offs else (1.0, 0.0)
     if off <= CLOSE:
-        return Agreement(count, gap, _factor(G, g))
+        return Agreement(count, gap, clip)
     if gap > CLOSE:
         return Agreement(count, gap, None)  # other masks: its gradient cannot be told from another
-    sizes = [p.numel() for p in params]
-    parts = [a.reshape(p.shape) for a, p in zip(g.split(sizes), params, strict=True)]
     had = [i for i, s in enumerate(seen) if s is not None]
     names = list(named)
     signs = find_sign_in_grad(
-        [(names[i], before[i]) for i in had], [seen[i] for i in had], [parts[i].to(params[i]) for i in had]
+        [(names[i], before[i]) for i in had], [seen[i] for i in had], [total[i].to(params[i]) for i in had]
     )
     return Agreement(count, gap, signs.clip_factor, signs.terms, signs.unknown)
 
 
-def _flat(params: Sequence[torch.Tensor], values: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    return flat([torch.zeros_like(p) if v is None else v for p, v in zip(params, values, strict=True)])
+def _add_gradient(program: Program, params: list[torch.Tensor], total: list[torch.Tensor]) -> float:
+    """The loss of a backward call; its gradient is added to `total`, tensor by tensor."""
+    with undisturbed(params), eagerly():
+        loss = program()
+        found = list(torch.autograd.grad(loss, params, allow_unused=True)) if loss.requires_grad else []
+    value = float(loss.detach())
+    del loss
+    for into in total if found else ():
+        g = found.pop(0)  # and is freed
+        if g is not None:
+            into += g.to_dense()
+    return value
 
 
-def _factor(G: torch.Tensor, g: torch.Tensor) -> float:
-    square = dot(g, g)
-    return dot(G, g) / square if square else 1.0
+def _fit(seen: Sequence[torch.Tensor | None], g: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """c = ⟨G, g⟩/⟨g, g⟩ for what was seen, G, and ‖G − c g‖/‖G‖; 1 where g is 0, and 0 where G is."""
 
+    def pairs() -> Iterator[tuple[torch.Tensor, ...]]:
+        for G, own in zip(seen, g, strict=True):
+            yield from chunks(torch.zeros_like(own) if G is None else G.detach().to_dense(), own)
 
-def _distance(G: torch.Tensor, g: torch.Tensor) -> float:
-    size = norm(G)
-    return norm(G - g) / size if size else 0.0
+    sums = [(float(G @ G), float(G @ own), float(own @ own)) for G, own in pairs()]
+    size, both, square = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0.0, 0.0, 0.0)
+    c = both / square if square else 1.0
+    return c, math.sqrt(math.fsum(float((G - c * own).square().sum()) for G, own in pairs()) / size) if size else 0.0

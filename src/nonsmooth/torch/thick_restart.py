@@ -11,7 +11,7 @@ the restart, with all coefficients computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -119,6 +119,8 @@ def _error(theta: float, r: float, past: list[float], trusted: bool, least: floa
 class Rows:
     """Orthonormal vectors as rows, √dim times as long so that half precision holds their entries.
 
+    `scales` makes what is held of each a unit vector again.
+
     >>> rows = Rows(2, torch.empty(3), torch.float16)
     >>> round(rows.put(0, torch.tensor([0.6, 0.8, 0.0])), 4)
     0.0001
@@ -128,29 +130,19 @@ class Rows:
     """
 
     def __init__(self, room: int, like: torch.Tensor, dtype: torch.dtype) -> None:
-        self.dtype, self.scale = like.dtype, min(math.sqrt(len(like)), LARGE)
+        self.dtype, self.scales = like.dtype, torch.ones(room, dtype=torch.float64, device=like.device)
         self.held = like.new_empty(room, len(like), dtype=dtype)
 
     def put(self, i: int, q: torch.Tensor) -> float:
         """q in the place of row i; how far from q what is held lies."""
-        lost = 0.0
-        for a in range(0, len(q), CHUNK):
-            scaled = q[a : a + CHUNK] * self.scale
-            self.held[i, a : a + CHUNK] = scaled
-            lost += float((self.held[i, a : a + CHUNK] - scaled).double().square().sum())
-        return math.sqrt(lost) / self.scale
+        return float(self._write(slice(i, i + 1), ((at, q[None, at]) for at, _ in self._chunks(0)))[0])
 
     def row(self, i: int) -> torch.Tensor:
-        return self.held[i].to(self.dtype, copy=True).div_(self.scale)
-
-    def unit(self, u: np.ndarray) -> torch.Tensor:
-        """Σ uᵢqᵢ, of length 1."""
-        y = self.combined(u[:, None])[0]
-        return y.div_(torch.linalg.vector_norm(y))
+        return self.held[i].to(self.dtype, copy=True).mul_(self.scales[i])
 
     def combined(self, C: np.ndarray) -> torch.Tensor:
         """CᵀQ for the first rows Q, (columns of C, dim)."""
-        L = torch.as_tensor(C.T / self.scale, dtype=self.dtype, device=self.held.device)
+        L = self._weights(C)
         out = self.held.new_empty(len(L), self.held.shape[1], dtype=self.dtype)
         for at, Q in self._chunks(L.shape[1]):
             torch.matmul(L, Q, out=out[:, at])
@@ -158,23 +150,19 @@ class Rows:
 
     def restart(self, K: np.ndarray) -> np.ndarray:
         """KᵀQ in the place of the first rows; how far from them what is held lies."""
-        L = torch.as_tensor(K.T.copy(), dtype=self.dtype, device=self.held.device)
-        lost = np.zeros(len(L))
-        for at, Q in self._chunks(L.shape[1]):
-            new = L @ Q
-            self.held[: len(L), at] = new
-            lost += (self.held[: len(L), at] - new).double().square().sum(dim=1).cpu().numpy()
-        return np.sqrt(lost) / self.scale
+        L = self._weights(K)
+        return self._write(slice(len(L)), ((at, L @ Q) for at, Q in self._chunks(L.shape[1])))
 
     def orthogonalise(self, w: torch.Tensor, n: int) -> np.ndarray:
         """Take the first n rows out of w, twice and in place; the coefficients, in float64."""
-        total = np.zeros(n)
+        total, scales = np.zeros(n), self.scales[:n]
         for _ in range(2):
-            c = torch.zeros(n, dtype=torch.float64, device=w.device)
+            c = torch.zeros_like(scales)
             for at, Q in self._chunks(n):
-                c += (Q @ w[at]).double() / self.scale
+                c += (Q @ w[at]).double()
+            c *= scales
             for at, Q in self._chunks(n):
-                w[at] -= (c / self.scale).to(w.dtype) @ Q
+                w[at] -= (c * scales).to(w.dtype) @ Q
             total += c.cpu().numpy()
         return total
 
@@ -185,8 +173,25 @@ class Rows:
         self.held = first.new_empty(room, len(first))
         self.put(0, first)
 
+    def _weights(self, C: np.ndarray) -> torch.Tensor:
+        n = len(C)
+        return (torch.as_tensor(C.T.copy(), device=self.held.device) * self.scales[:n]).to(self.dtype)
+
+    def _write(self, which: slice, pieces: Iterable[tuple[slice, torch.Tensor]]) -> np.ndarray:
+        """Rows in the place of others, piece by piece; what they lose of their length 1 when they are rounded."""
+        long = min(math.sqrt(self.held.shape[1]), LARGE)
+        squares, lost = (torch.zeros_like(self.scales[which]) for _ in range(2))
+        for at, new in pieces:
+            scaled = new * long
+            self.held[which, at] = scaled
+            held = self.held[which, at].double()
+            squares += held.square().sum(dim=1)
+            lost += (held - scaled).square().sum(dim=1)
+        self.scales[which] = squares.rsqrt()
+        return lost.sqrt().cpu().numpy() / long
+
     def _chunks(self, n: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The first n rows, so many entries at a time, in single precision."""
+        """The first n rows as they are held, so many entries at a time, in single precision."""
         for a in range(0, self.held.shape[1], CHUNK):
             at = slice(a, a + CHUNK)
             yield at, self.held[:n, at].to(self.dtype)

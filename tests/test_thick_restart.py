@@ -1,0 +1,266 @@
+"""Sharpness of long parameter vectors: the same values in little room, and how little it is."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from nonsmooth.torch import curvature, hessian, thick_restart
+from nonsmooth.torch.curvature import sharpness, to_follow
+from nonsmooth.torch.hessian import Hessian
+from nonsmooth.torch.probes import Probes
+from nonsmooth.torch.stability import stability
+from nonsmooth.torch.thick_restart import Rows, largest_of_long
+from test_curvature import SPECTRA, X, Y, net, operator, true_and_converged
+
+OFF = 3e-5
+"""Of ‖A‖: vectors of 120 entries are less orthogonal when they are rounded than long ones."""
+
+
+@pytest.fixture
+def long(monkeypatch):
+    """Vectors of over ten entries are long, and there is room for the fewest."""
+    for module in (hessian, curvature):
+        monkeypatch.setattr(module, "WIDE", 10)
+    monkeypatch.setattr(thick_restart, "ROOM", 0)
+
+
+def found_in(name, seed, *, tol=2e-2, trusted=False, most=150):
+    A, start = operator(SPECTRA[name], seed, torch.float32)
+    if trusted:
+        V = torch.linalg.eigh(A)[1].flip(1)[:, :2] + 0.02 * start[:, :2]
+        start = curvature._in_one(V, 1, start[:, 2:3].clone())
+    rng = torch.Generator().manual_seed(seed)
+    return A, largest_of_long(lambda v: A @ v(), [start[:, 0].clone()], tol, most, rng, trusted)
+
+
+def told_too_small(A, found):
+    """By how much the residual of what is returned exceeds what is told, in ‖A‖."""
+    v = found.vectors[:, 0].double()
+    assert float(torch.linalg.vector_norm(v)) == pytest.approx(1, abs=1e-6)
+    return float(torch.linalg.vector_norm(A.double() @ v - found.values[0] * v) - found.residuals[0]) / found.norm
+
+
+@pytest.mark.parametrize("room", [0, 1 << 14])  # for 5 vectors, and for 68
+@pytest.mark.parametrize("tol", [2e-2, 1e-3])  # in half precision, and in single
+@pytest.mark.parametrize("name", SPECTRA)
+def test_values_of_known_spectra(monkeypatch, name, tol, room):
+    """Within the residual of an eigenvalue, within tol of the largest where converged, never of another sign."""
+    monkeypatch.setattr(thick_restart, "ROOM", room)
+    values, converged = np.array(SPECTRA[name]), 0
+    for seed in range(4):
+        for trusted in (False, True):
+            A, found = found_in(name, seed, tol=tol, trusted=trusted)
+            assert told_too_small(A, found) < OFF
+            assert abs(values - found.values[0]).min() <= found.residuals[0] + OFF * found.norm
+            converged += bool(found.converged[0])
+            if found.converged[0]:
+                assert abs(found.values[0] - values.max()) <= max(tol * abs(values.max()), tol**2 * found.norm)
+                assert found.values[0] * values.max() > 0 or abs(found.values[0]) <= tol**2 * found.norm
+            else:
+                assert found.products == 150 and "negative" in name and not trusted
+    assert converged >= 4
+
+
+def test_where_half_precision_is_too_coarse_vectors_are_in_single(monkeypatch):
+    """An eigenvalue of 2e-4 of the norm, which rounding covers; the mutant that stays in half precision is seen."""
+    monkeypatch.setattr(thick_restart, "ROOM", 1 << 14)
+    monkeypatch.setitem(SPECTRA, "tiny", [0.01, *np.linspace(-50, -0.2, 119)])
+    found = found_in("tiny", 0, tol=1e-2)[1]
+    assert found.converged[0] and found.values[0] == pytest.approx(0.01, rel=1e-2)
+    monkeypatch.setattr(Rows, "widen", lambda rows: None)
+    assert not found_in("tiny", 0, tol=1e-2)[1].converged[0]
+
+
+def test_mutants_are_seen(monkeypatch):
+    """A subspace that stays as it was at a restart; a matrix T that stays tridiagonal after it.
+
+    Where no rounding is owned to, for else a product checks what is told.
+    """
+    write = Rows._write
+
+    def owns_to_nothing(rows, which, pieces):
+        return 0 * write(rows, which, pieces)
+
+    def forgets(rows, K):
+        return np.zeros(K.shape[1])
+
+    take_out = Rows.orthogonalise
+
+    def as_without_restarts(rows, w, n):
+        c = take_out(rows, w, n)
+        c[: n - 2] = 0
+        return c
+
+    monkeypatch.setattr(thick_restart, "ROOM", 0)
+    monkeypatch.setattr(Rows, "_write", owns_to_nothing)
+    assert told_too_small(*found_in("a clustered top", 0)) < 1e-3
+    for name, mutant in (("restart", forgets), ("orthogonalise", as_without_restarts)):
+        with monkeypatch.context() as patched:
+            patched.setattr(Rows, name, mutant)
+            A, found = found_in("a clustered top", 0)
+            assert told_too_small(A, found) > 1e-2 or not found.converged[0]
+
+
+def test_what_rounding_adds_is_told():
+    """Without it the residual that is told would be too small, by more than what the bound leaves."""
+    A, start = operator(SPECTRA["one far away"], 1, torch.float32)
+    rows = Rows(5, start[:, 0], torch.float16)
+    q = start[:, 0] / torch.linalg.vector_norm(start[:, 0])
+    lost = rows.put(0, q)
+    assert lost == pytest.approx(float(torch.linalg.vector_norm(rows.row(0) - q)), rel=0.1) and 1e-5 < lost < 5e-4
+    assert float(torch.linalg.vector_norm(rows.row(0).double())) == pytest.approx(1, abs=1e-7)
+    K = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 2)))[0]
+    for i in range(1, 3):
+        w = A @ rows.row(i - 1)
+        rows.orthogonalise(w, i)
+        rows.put(i, w / torch.linalg.vector_norm(w))
+    mixed = rows.combined(K)
+    lost = rows.restart(K)
+    assert lost == pytest.approx([float(torch.linalg.vector_norm(rows.row(i) - mixed[i])) for i in range(2)], rel=0.1)
+
+
+# --- of a Hessian ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_against_the_dense_hessian(long, seed):
+    """The loss, its negative, or a mixture of both signs; from a random start, and from the last result in bfloat16."""
+    model, sign = net(seed), (1, -1, 0.3)[seed % 3]
+    params = list(model.parameters())
+    loss = lambda: sign * cross_entropy(model(X), Y) - (sign == 0.3) * model(X).square().mean()  # noqa: E731
+    H = torch.stack([Hessian(loss, params)(e) for e in torch.eye(66)]).double()
+    H = (H + H.T) / 2
+    first = sharpness(loss, params, max_products=400)
+    true_and_close(first, H)
+    start = to_follow(first)
+    assert start.vectors.shape == (66, 1) and start.vectors.dtype == torch.bfloat16
+    again = sharpness(loss, params, start=start, max_products=400)
+    true_and_close(again, H)
+    assert again.products <= first.products
+
+
+def true_and_close(found, H):
+    found.residual[:] += OFF * found.norm
+    true_and_converged(found, H)
+
+
+def test_products_are_those_of_short_vectors(monkeypatch):
+    """With P, c and v given as numbers, tensors and functions; with graphs that are kept and that are not."""
+    model = net(3)
+    params = list(model.parameters())
+    loss = lambda: cross_entropy(model(X), Y)  # noqa: E731
+    P = [torch.rand_like(p) + 0.1 for p in params[:3]] + [2.0]
+    c = [0.1, torch.rand_like(params[1]), 0.0, 0.3]
+    v = torch.randn(66, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    short = Hessian(loss, params, P, c)(v)
+    monkeypatch.setattr(hessian, "WIDE", 10)
+    for much, kept in ((0, True), (10**9, False)):
+        monkeypatch.setattr(hessian, "MUCH", much)
+        lazy = [lambda a=a: a for a in P], [lambda a=a: a for a in c]
+        for given in ((P, c), lazy):
+            H = Hessian(loss, params, *given)
+            for product in (H(v), H(v.float)):
+                assert torch.allclose(product.double(), short, rtol=1e-5, atol=1e-6) and product.dtype == torch.float32
+            assert H.keep is kept and bool(H.kept) is kept
+    assert torch.equal(v, torch.randn(66, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+def test_a_second_eigenvector_that_overtakes_is_seen():
+    """As with a block; a start from the first alone misses it, and so do many mixtures with little of the second."""
+
+    def missed(second: float) -> int:
+        count = 0
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            values = np.sort([1.0, rng.uniform(0.8, 0.985), *rng.uniform(-0.3, 0.6, 58)])[::-1]
+            old = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+            turn = 0.02 * rng.standard_normal((60, 60))
+            new = (np.linalg.qr(np.eye(60) + turn - turn.T)[0] @ old)[:, [1, 0, *range(2, 60)]]
+            A, rng_ = torch.tensor((new * values) @ new.T).float(), torch.Generator().manual_seed(seed)
+            start = torch.tensor(old[:, 0] + second * old[:, 1])[:, None].bfloat16()
+            start = curvature._in_one(start, 1, torch.randn(60, 1, generator=rng_))
+            found = largest_of_long(lambda v: A @ v(), [start], 0.01, 60, rng_, trusted=True)  # noqa: B023
+            count += bool(found.converged.all()) and abs(found.values[0] - 1) > 0.01
+        return count
+
+    assert missed(curvature.SECOND) <= 2
+    assert missed(0.0) > 10  # where the test would reject it
+
+
+def test_a_flat_loss_and_few_products(long):
+    w = torch.nn.Parameter(torch.arange(1.0, 21.0))
+    flat = sharpness(lambda: w.abs().sum(), [w])
+    assert flat.value.tolist() == [0] and flat.converged and flat.products == 1
+    for most in (1, 2, 7):
+        few = sharpness(lambda: (w**3).sum(), [w], max_products=most)
+        assert not few.converged and few.products == most
+        assert 6 - few.residual[0] * 1.001 <= few.value[0] <= 120.001
+
+
+def test_a_low_rank_hessian(long):
+    """The subspace is invariant after two products; random directions go on."""
+    w = torch.nn.Parameter(torch.ones(40))
+    found = sharpness(lambda: w[:2].square().sum() - 3 * w[2] ** 2, [w])
+    assert found.converged and found.value[0] == pytest.approx(2, rel=1e-3)
+
+
+def test_vectors_too_short_are_refused():
+    with pytest.raises(ValueError, match="vectors of 5 entries are not long; use `largest`"):
+        largest_of_long(lambda v: v(), [torch.ones(5)], 1e-2, 10, torch.Generator())
+
+
+# --- how little room -------------------------------------------------------------------------------------------------
+
+
+def long_bytes(dim, own):
+    """What is held in tensors of at least a tenth of `dim` entries, each memory once, but for those in `own`."""
+    held = {}
+    for one in gc.get_objects():
+        if type(one) in (torch.Tensor, torch.nn.Parameter) and one.numel() >= dim // 10:
+            storage = one.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+    return sum(size for at, size in held.items() if at not in own)
+
+
+@pytest.mark.parametrize("mutant", [False, True])
+def test_the_room_that_a_probe_takes(monkeypatch, mutant):
+    """Where the graph is needed, three vectors and a half: the subspace in half precision, and a last result's half.
+
+    Of Adam's P and of v nothing is held; a mutant that keeps P is seen.
+    """
+    monkeypatch.setattr(thick_restart, "ROOM", 0)
+    monkeypatch.setattr(hessian, "WIDE", 10_000)
+    monkeypatch.setattr(curvature, "WIDE", 10_000)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Tanh(), torch.nn.Linear(300, 1))
+    x, y = torch.randn(4, 300), torch.randn(4, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    dim, seen = sum(p.numel() for p in model.parameters()), list[int]()
+
+    def closure():
+        seen.append(long_bytes(dim, own))
+        return (model(x) - y).square().mean()
+
+    own = set()
+    for _ in range(3):
+        optimizer.zero_grad()
+        closure().backward()
+        optimizer.step()
+    if mutant:
+        monkeypatch.setattr(Hessian, "_roots", lambda H, P: [lambda root=read().rsqrt(): root for read in H._each(P)])
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    own = {t.untyped_storage().data_ptr() for t in (*states, *model.parameters())}
+    own |= {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+    probes = Probes(model, optimizer, window=10)
+    for _ in range(2):
+        seen.clear()
+        row = probes.curvature(closure)
+        assert row["converged"] and row["products"] == len(seen) > 1
+    assert (max(seen) <= 3.1 * 4 * dim) is not mutant
+    assert probes.start.estimate.vectors.dtype == torch.bfloat16
+    assert stability(optimizer, closure, tol=0.02).ratio == pytest.approx(row["ratio"], rel=0.02)
