@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from nonsmooth.torch import curvature, hessian, thick_restart
 from nonsmooth.torch.curvature import sharpness, to_follow
 from nonsmooth.torch.hessian import Hessian
+from nonsmooth.torch.parts import over
 from nonsmooth.torch.probes import Probes
 from nonsmooth.torch.stability import stability
 from nonsmooth.torch.thick_restart import Rows, largest_of_long
@@ -200,6 +201,24 @@ def test_a_flat_loss_and_few_products(long):
         few = sharpness(lambda: (w**3).sum(), [w], max_products=most)
         assert not few.converged and few.products == most
         assert 6 - few.residual[0] * 1.001 <= few.value[0] <= 120.001
+
+
+def test_no_draft_of_the_longest(long, monkeypatch):
+    model = net(4)
+    params = list(model.parameters())
+    batches = over(list(zip(X.split(2), Y.split(2), strict=True)), lambda b: cross_entropy(model(b[0]), b[1]))
+    guided = sharpness(batches, params)
+    monkeypatch.setattr(curvature, "HUGE", 10)
+    monkeypatch.delattr(Hessian, "draft")
+    assert sharpness(batches, params).value[0] == pytest.approx(guided.value[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_a_start_without_a_direction(bad):
+    A, start = operator(SPECTRA["one far away"], 0, torch.float32)
+    rng = torch.Generator().manual_seed(0)
+    found = largest_of_long(lambda v: A @ v(), [bad * start[:, 0].abs()], 1e-2, 60, rng)
+    assert found.converged[0] and found.values[0] == pytest.approx(100, rel=1e-2)
 
 
 def test_a_low_rank_hessian(long):

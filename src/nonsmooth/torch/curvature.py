@@ -25,6 +25,8 @@ NOISE = 0.03
 """The length of the random vector in each start, so that no direction is shut out for good."""
 SECOND = 0.3
 """The length of the second eigenvector in a start that is one vector, so that its value may overtake the first."""
+HUGE = 1 << 23
+"""Of more parameters no draft guides a single value: the subspaces of both would take over a GiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,10 @@ def sharpness(
 
     `closure` returns the loss with its graph; or it is a list of closures, of (weight, closure), or `over(loader,
     loss)`: then products with few of the rows (`few_rows`), or with every eighth of eight or more batches, guide those
-    with all. `start` is the result of the last call, along a run of training: then a few products do. P is a tensor or
-    a number a parameter.
+    with all. `start` is the result of the last call, along a run of training: then a few products do. P is a tensor, a
+    number or a function that gives one a parameter.
+    Of over a million parameters, λ₁ alone takes the room of some six vectors as long as they are beside the graph
+    (`nonsmooth.torch.thick_restart`).
     An eigenvalue that is there more than k times is seen at most k times. `seed` is of the start vector alone.
 
     Raises ValueError, in one sentence, for a k that is not from 1 to the number of parameters, a tol outside of
@@ -112,9 +116,11 @@ def sharpness_of(
     if not (isinstance(max_products, int) and max_products >= k):
         raise ValueError(f"{who}: max_products must be an integer of at least k = {k}, not {max_products!r}.")
     generator = torch.Generator().manual_seed(seed)
+    one = k == 1 and hessian.long
     if start is None:
-        slope = hessian.gradient() if hessian.batches.count > 1 else None
-        draft = hessian.draft()
+        drafts = not (one and dim > HUGE)
+        slope = hessian.gradient() if drafts and hessian.batches.count > 1 else None
+        draft = hessian.draft() if drafts else None
         if draft is not None:
             slope = draft.hessian.gradient() if slope is None else slope
             given = _noise(hessian, 1, generator)[:, 0]
@@ -122,18 +128,18 @@ def sharpness_of(
                 given = slope / torch.linalg.vector_norm(slope) + NOISE * given / torch.linalg.vector_norm(given)
             pairs, drafted = guided(hessian, draft.hessian, given, k, tol, max_products, generator)
             return _record(pairs, k, tol, pairs.products + math.ceil(draft.spent + drafted * draft.share))
-        given = _noise(hessian, 1 if hessian.long and k == 1 else min(k + 1, dim), generator)
+        given = _noise(hessian, 1 if one else min(k + 1, dim), generator)
     else:
         vectors = start.vectors if isinstance(start, Sharpness) else start
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
-        again = _in_one if k == 1 and hessian.long else _again
+        again = _in_one if one else _again
         given = again(vectors.detach().to(hessian.device), k, _noise(hessian, 1, generator))
         del vectors
     starts = [given]
     del given  # so that they can be let go of
-    if k == 1 and hessian.long:
+    if one:
         pairs = largest_of_long(hessian, starts, tol, max_products, generator, start is not None)
     else:
         pairs = largest(hessian, starts.pop(), k, tol, max_products, generator, start is not None)

@@ -63,7 +63,10 @@ def largest_of_long(
     if room < LEAST:
         raise ValueError(f"largest_of_long: vectors of {dim} entries are not long; use `largest`.")
     rows = Rows(room, start, torch.float16 if tol >= COARSE else start.dtype)
-    rows.put(0, start / torch.linalg.vector_norm(start))
+    size = float(torch.linalg.vector_norm(start))
+    if not 0 < size < math.inf:
+        start, size = torch.randn(dim, generator=generator, dtype=start.dtype).to(start), math.sqrt(dim)
+    rows.put(0, start / size)
     del start
     keep, rounding = max(2, room // 2), torch.finfo(rows.dtype).eps
     T, missed, past = np.zeros((room, room)), np.zeros(room), list[float]()
