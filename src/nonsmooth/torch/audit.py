@@ -283,6 +283,7 @@ class Audit:
                 except Exception as error:
                     self._why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
                     return
+            self._x = None
         if not self._counts:
             self._counts = True
             with quietly():

@@ -24,7 +24,7 @@ __all__ = ["Rows", "largest_of_long"]
 Lazy = Callable[[], torch.Tensor]
 """A vector, made when there is room for it."""
 
-LEAST = 5
+LEAST = 4
 """So many vectors a subspace always has room for."""
 ROOM = 1 << 25
 """And more, up to so many bytes."""
@@ -44,7 +44,7 @@ def largest_of_long(
     generator: torch.Generator,
     trusted: bool = False,
 ) -> Pairs:
-    """`largest` for one eigenvalue and one start, which is taken out of the list, in the room of some three vectors.
+    """`largest` for one eigenvalue and one start, which is taken out of the list, in the room of some two.
 
     `product` takes a function that makes the vector, which it may use up. The estimated error is 2 max(r, growth over
     three products), and the second pair must be known as in `largest`; from a start that is `trusted` it is max(r,
