@@ -78,7 +78,7 @@ def sharpness(
     loss)`: then products with few of the rows (`few_rows`), or with every eighth of eight or more batches, guide those
     with all. `start` is the result of the last call, along a run of training: then a few products do. P is a tensor, a
     number or a function that gives one a parameter.
-    Of over a million parameters, λ₁ alone takes the room of some six vectors as long as they are beside the graph
+    Of over a million parameters, λ₁ alone takes the room of some five vectors as long as they are beside the graph
     (`nonsmooth.torch.thick_restart`).
     An eigenvalue that is there more than k times is seen at most k times. `seed` is of the start vector alone.
 

@@ -89,9 +89,10 @@ class Hessian:
             raise ValueError(f"{self.who}: params hold no number; name a parameter that is not empty.")
         self.long = self.dim > WIDE
         self.dtype = torch.float32 if self.long else torch.float64
+        self.blocks = self.sizes if self.long else [self.dim]
         self.roots = None if self.preconditioner is None else self._roots(self.preconditioner)
         added = None if self.shift is None else self._each(self.shift)
-        self.added = added if added is not None and any(bool(c().any()) for c in added) else None
+        self.added = self._blocks(added) if added is not None and any(bool(c().any()) for c in added) else None
         self.preconditioner = self.shift = None  # `roots` and `added` say it all
 
     def __call__(self, v: torch.Tensor | Lazy) -> torch.Tensor:
@@ -109,17 +110,17 @@ class Hessian:
         out.mul_(self.sign / weight)
         if self.added is not None:
             scaled = self._scaled(v) if scaled is None else scaled
-            for into, c, a in zip(out.split(self.sizes), self.added, scaled.split(self.sizes), strict=True):
+            for into, c, a in zip(out.split(self.blocks), self.added, scaled.split(self.blocks), strict=True):
                 into.add_(c() * a)
         del scaled
-        if not all(bool(a.isfinite().all()) for a in out.split(self.sizes)):
+        if not all(bool(a.isfinite().all()) for a in out.split(self.blocks)):
             raise ValueError(f"{self.who}: a product with the Hessian is not finite; the loss has no curvature here.")
         return self.rooted(out)
 
     def rooted(self, v: torch.Tensor) -> torch.Tensor:
         """P^{-½}v, in the place of v."""
         if self.roots is not None:
-            for a, root in zip(v.split(self.sizes), self.roots, strict=True):
+            for a, root in zip(v.split(self.blocks), self.roots, strict=True):
                 a.mul_(root())
         return v
 
@@ -277,7 +278,7 @@ class Hessian:
         return a.reshape(-1)
 
     def _roots(self, preconditioner: Sequence[Any]) -> list[Lazy] | None:
-        """P^{-½} of each parameter: of long ones it is computed whenever it is asked for."""
+        """P^{-½}, block by block."""
         reads, all_one = self._each(preconditioner), True
         for read in reads:
             P = read()
@@ -286,8 +287,14 @@ class Hessian:
             all_one = all_one and bool((P == 1).all())
         if all_one:
             return None
-        roots: list[Lazy] = [partial(_inverse_root, read) for read in reads]
-        return roots if self.long else [partial(torch.Tensor.detach, root()) for root in roots]
+        return self._blocks([partial(_inverse_root, read) for read in reads])
+
+    def _blocks(self, reads: list[Lazy]) -> list[Lazy]:
+        """A function for each block: what the parameters' give, or of short vectors all of it, computed once."""
+        if self.long:
+            return reads
+        flat = torch.cat([read().expand(n) for read, n in zip(reads, self.sizes, strict=True)])
+        return [lambda: flat]
 
 
 def _inverse_root(read: Lazy) -> torch.Tensor:
