@@ -44,7 +44,7 @@ def largest_of_long(
     generator: torch.Generator,
     trusted: bool = False,
 ) -> Pairs:
-    """`largest` for one eigenvalue and one start, which is taken out of the list, in the room of some two.
+    """`largest` for one eigenvalue and one start, which is taken out of the list, in the room of some two such vectors.
 
     `product` takes a function that makes the vector, which it may use up. The estimated error is 2 max(r, growth over
     three products), and the second pair must be known as in `largest`; from a start that is `trusted` it is max(r,
@@ -106,7 +106,7 @@ def largest_of_long(
         while not length > 10 * rounding * norm:  # the subspace is invariant: a random direction goes on
             w = torch.randn(dim, generator=generator, dtype=rows.dtype).to(w)
             rows.orthogonalise(w, n)
-            length = float(torch.linalg.vector_norm(w))
+            length, edge = float(torch.linalg.vector_norm(w)), 0 * edge
         missed[:n] += np.abs(edge) * length * rows.put(n, w.div_(length))
         missed[n] = 0.0
         del w
