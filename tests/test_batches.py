@@ -59,6 +59,13 @@ def test_a_sign_in_it_is_found():
     assert met.count == 3 and [term.lam for term in met.terms] == [pytest.approx(0.5, rel=1e-3)]
 
 
+def test_a_gradient_that_is_not_finite_is_not_called_clipped():
+    w, programs = calls(2)
+    seen = torch.ones(DIM) + NOISE[1]
+    seen[0] = torch.nan
+    assert agreement(programs, {"w": w}, [torch.ones(DIM)], [seen]).clip == 1
+
+
 def test_another_loss_is_refused():
     w, programs = calls(2)
     programs[0].value += 1e4
@@ -80,10 +87,10 @@ def test_many_calls_take_no_more_room_than_few(monkeypatch, mutant):
         monkeypatch.setattr(batches, "_add_gradient", keeps)
     rooms = []
     for count in (3, 24):
-        held = list[int]()
+        held, before = list[int](), long_bytes()
         w, programs = calls(count, held)
         seen = [count * torch.ones(DIM) + NOISE[:count].sum(0)]
         assert agreement(programs, {"w": w}, [torch.ones(DIM)], seen).count == count
-        rooms.append(max(held) - NOISE.nbytes)
+        rooms.append(max(held) - before)
         kept.clear()
     assert (rooms[1] <= rooms[0] <= 7 * 4 * DIM) is not mutant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from nonsmooth.torch import curvature, hessian, thick_restart
 from nonsmooth.torch.curvature import sharpness, to_follow
 from nonsmooth.torch.hessian import Hessian
-from nonsmooth.torch.parts import over
+from nonsmooth.torch.parts import Batches, over
 from nonsmooth.torch.probes import Probes
 from nonsmooth.torch.stability import stability
 from nonsmooth.torch.thick_restart import Rows, largest_of_long
@@ -27,10 +28,10 @@ def long(monkeypatch):
     """Vectors of over ten entries are long, and there is room for the fewest."""
     for module in (hessian, curvature):
         monkeypatch.setattr(module, "WIDE", 10)
-    monkeypatch.setattr(thick_restart, "ROOM", 0)
+    monkeypatch.setattr(curvature, "ROOM", 0)
 
 
-def found_in(name, seed, *, tol=2e-2, trusted=False, most=150):
+def found_in(name, seed, *, tol=2e-2, trusted=False, most=400):
     A, start = operator(SPECTRA[name], seed, torch.float32)
     if trusted:
         V = torch.linalg.eigh(A)[1].flip(1)[:, :2] + 0.02 * start[:, :2]
@@ -46,7 +47,7 @@ def told_too_small(A, found):
     return float(torch.linalg.vector_norm(A.double() @ v - found.values[0] * v) - found.residuals[0]) / found.norm
 
 
-@pytest.mark.parametrize("room", [0, 1 << 14])  # for 4 vectors, and for 68
+@pytest.mark.parametrize("room", [0, 1 << 14])  # for 3 vectors, and for 68
 @pytest.mark.parametrize("tol", [2e-2, 1e-3])  # in half precision, and in single
 @pytest.mark.parametrize("name", SPECTRA)
 def test_values_of_known_spectra(monkeypatch, name, tol, room):
@@ -63,7 +64,7 @@ def test_values_of_known_spectra(monkeypatch, name, tol, room):
                 assert abs(found.values[0] - values.max()) <= max(tol * abs(values.max()), tol**2 * found.norm)
                 assert found.values[0] * values.max() > 0 or abs(found.values[0]) <= tol**2 * found.norm
             else:
-                assert found.products == 150 and "negative" in name and not trusted
+                assert found.products == 400 and "negative" in name and not trusted
     assert converged >= 4
 
 
@@ -71,21 +72,17 @@ def test_where_half_precision_is_too_coarse_vectors_are_in_single(monkeypatch):
     """An eigenvalue of 2e-4 of the norm, which rounding covers; the mutant that stays in half precision is seen."""
     monkeypatch.setattr(thick_restart, "ROOM", 1 << 14)
     monkeypatch.setitem(SPECTRA, "tiny", [0.01, *np.linspace(-50, -0.2, 119)])
-    found = found_in("tiny", 0, tol=1e-2)[1]
+    found = found_in("tiny", 0, tol=1e-2, most=150)[1]
     assert found.converged[0] and found.values[0] == pytest.approx(0.01, rel=1e-2)
     monkeypatch.setattr(Rows, "widen", lambda rows: None)
-    assert not found_in("tiny", 0, tol=1e-2)[1].converged[0]
+    assert not found_in("tiny", 0, tol=1e-2, most=150)[1].converged[0]
 
 
 def test_mutants_are_seen(monkeypatch):
     """A subspace that stays as it was at a restart; a matrix T that stays tridiagonal after it.
 
-    Where no rounding is owned to, for else a product checks what is told.
+    That T and Q do not fit is then seen, and a product tells the residual: all that is lost is products.
     """
-    write = Rows._write
-
-    def owns_to_nothing(rows, which, pieces):
-        return 0 * write(rows, which, pieces)
 
     def forgets(rows, K):
         return np.zeros(K.shape[1])
@@ -98,19 +95,19 @@ def test_mutants_are_seen(monkeypatch):
         return c
 
     monkeypatch.setattr(thick_restart, "ROOM", 0)
-    monkeypatch.setattr(Rows, "_write", owns_to_nothing)
-    assert told_too_small(*found_in("a clustered top", 0)) < 1e-3
+    spent = sum(found_in("a clustered top", seed)[1].products for seed in range(4))
     for name, mutant in (("restart", forgets), ("orthogonalise", as_without_restarts)):
         with monkeypatch.context() as patched:
             patched.setattr(Rows, name, mutant)
-            A, found = found_in("a clustered top", 0)
-            assert told_too_small(A, found) > 1e-2 or not found.converged[0]
+            runs = [found_in("a clustered top", seed) for seed in range(4)]
+            assert max(told_too_small(*run) for run in runs) < OFF
+            assert sum(found.products for _, found in runs) > 1.5 * spent
 
 
 def test_what_rounding_adds_is_told():
     """Without it the residual that is told would be too small, by more than what the bound leaves."""
     A, start = operator(SPECTRA["one far away"], 1, torch.float32)
-    rows = Rows(4, start[:, 0], torch.float16)
+    rows = Rows(start[:, 0], torch.float16)
     q = start[:, 0] / torch.linalg.vector_norm(start[:, 0])
     lost = rows.put(0, q)
     assert lost == pytest.approx(float(torch.linalg.vector_norm(rows.row(0) - q)), rel=0.1) and 1e-5 < lost < 5e-4
@@ -193,6 +190,52 @@ def test_a_second_eigenvector_that_overtakes_is_seen():
     assert missed(0.0) > 10  # where the test would reject it
 
 
+@pytest.mark.parametrize("wide", [10, 1 << 20])
+def test_a_third_eigenvector_that_overtakes_is_found(monkeypatch, wide):
+    """As a Monitor follows it: short vectors lag behind by a probe or two as well."""
+    for module in (hessian, curvature):
+        monkeypatch.setattr(module, "WIDE", wide)
+    U = torch.linalg.qr(torch.randn(2000, 4, generator=torch.Generator().manual_seed(0)))[0]
+    w, last, late = torch.nn.Parameter(torch.zeros(2000)), None, 0
+    for t in range(20):
+        values = torch.tensor([1.0, 0.5 + 0.1 * t, 0.3 + 0.13 * t, 0.2])
+        found = sharpness(lambda v=values: 0.5 * (v * (U.T @ w) ** 2).sum(), [w], tol=0.02, start=last)
+        last = to_follow(found)
+        late += found.value[0] < 0.98 * float(values.max())
+    assert found.converged and late <= 2
+
+
+def test_a_hessian_of_any_size(long):
+    """Where the subspace is invariant, too; and one that single precision cannot hold."""
+    w = torch.nn.Parameter(torch.zeros(40))
+    for scale in (1e-20, 1.0, 1e20):
+        found = sharpness(lambda s=scale: 0.5 * s * w[0] ** 2, [w])
+        assert found.converged and found.value[0] == pytest.approx(scale, rel=1e-3)
+    with pytest.raises(ValueError, match="too large for single precision"):
+        sharpness(lambda: 1e38 * w.square().sum(), [w])
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_products_where_gradients_are_switched_off(keep):
+    w = torch.nn.Parameter(torch.ones(3))
+    with torch.no_grad():
+        H = Hessian(Batches(lambda: iter([(1.0, lambda: (w**3).sum())]), 1, keep), [w])
+        assert H(torch.ones(3)).tolist() == [6, 6, 6]
+
+
+def test_a_hessian_is_freed_at_once(long):
+    model = net(0)
+    gc.disable()
+    try:
+        H = Hessian(lambda: cross_entropy(model(X), Y), list(model.parameters()), [2.0] * 4, [0.1] * 4)
+        H(torch.ones(66))
+        gone = weakref.ref(H)
+        del H
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_a_flat_loss_and_few_products(long):
     w = torch.nn.Parameter(torch.arange(1.0, 21.0))
     flat = sharpness(lambda: w.abs().sum(), [w])
@@ -229,30 +272,26 @@ def test_a_low_rank_hessian(long):
 
 
 def test_vectors_too_short_are_refused():
-    with pytest.raises(ValueError, match="vectors of 4 entries are not long; use `largest`"):
-        largest_of_long(lambda v: v(), [torch.ones(4)], 1e-2, 10, torch.Generator())
+    with pytest.raises(ValueError, match="vectors of 3 entries are not long; use `largest`"):
+        largest_of_long(lambda v: v(), [torch.ones(3)], 1e-2, 10, torch.Generator())
 
 
 # --- how little room -------------------------------------------------------------------------------------------------
 
 
-def long_bytes(dim, own):
-    """What is held in tensors of at least a tenth of `dim` entries, each memory once, but for those in `own`."""
-    held = {}
-    for one in gc.get_objects():
-        if type(one) in (torch.Tensor, torch.nn.Parameter) and one.numel() >= dim // 10:
-            storage = one.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
-    return sum(size for at, size in held.items() if at not in own)
+def long_storages(dim):
+    """What is held in tensors of at least a tenth of `dim` entries: bytes, by their place."""
+    alive = (t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter) and t.numel() >= dim // 10)
+    return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in alive)}
 
 
 @pytest.mark.parametrize("mutant", [False, True])
 def test_the_room_that_a_probe_takes(monkeypatch, mutant):
-    """Where the graph is needed, two vectors and a half: four in half precision, and half a last result.
+    """Where the graph is needed, two vectors: four in half precision, and no more of a last result.
 
     Of Adam's P and of v nothing is held; a mutant that keeps P is seen.
     """
-    monkeypatch.setattr(thick_restart, "ROOM", 0)
+    monkeypatch.setattr(curvature, "ROOM", 0)
     monkeypatch.setattr(hessian, "WIDE", 10_000)
     monkeypatch.setattr(curvature, "WIDE", 10_000)
     torch.manual_seed(0)
@@ -262,7 +301,7 @@ def test_the_room_that_a_probe_takes(monkeypatch, mutant):
     dim, seen = sum(p.numel() for p in model.parameters()), list[int]()
 
     def closure():
-        seen.append(long_bytes(dim, own))
+        seen.append(sum(size for at, size in long_storages(dim).items() if at not in own))
         return (model(x) - y).square().mean()
 
     own = set()
@@ -272,14 +311,12 @@ def test_the_room_that_a_probe_takes(monkeypatch, mutant):
         optimizer.step()
     if mutant:
         monkeypatch.setattr(Hessian, "_roots", lambda H, P: [lambda root=read().rsqrt(): root for read in H._each(P)])
-    states = [t for state in optimizer.state.values() for t in state.values()]
-    own = {t.untyped_storage().data_ptr() for t in (*states, *model.parameters())}
-    own |= {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+    own = set(long_storages(dim))
     probes = Probes(model, optimizer, window=10)
     for _ in range(2):
         seen.clear()
         row = probes.curvature(closure)
         assert row["converged"] and row["products"] == len(seen) > 1
-    assert (max(seen) <= 2.6 * 4 * dim) is not mutant
-    assert probes.start.estimate.vectors.dtype == torch.bfloat16
+    assert (max(seen) <= 2.1 * 4 * dim) is not mutant
+    assert probes.last[0].vectors.dtype == torch.bfloat16
     assert stability(optimizer, closure, tol=0.02).ratio == pytest.approx(row["ratio"], rel=0.02)

@@ -158,7 +158,8 @@ def agreement(
     signs = find_sign_in_grad(
         [(names[i], before[i]) for i in had], [seen[i] for i in had], [total[i].to(params[i]) for i in had]
     )
-    return Agreement(count, gap, signs.clip_factor, signs.terms, signs.unknown)
+    clip = signs.clip_factor if math.isfinite(signs.clip_factor) else 1.0
+    return Agreement(count, gap, clip, signs.terms, signs.unknown)
 
 
 def _add_gradient(program: Program, params: list[torch.Tensor], total: list[torch.Tensor]) -> float:

@@ -17,14 +17,16 @@ import torch
 
 from nonsmooth.torch.hessian import WIDE, Hessian
 from nonsmooth.torch.lanczos import Pairs, guided, largest, tridiagonal
-from nonsmooth.torch.thick_restart import largest_of_long
+from nonsmooth.torch.thick_restart import LEAD, ROOM, largest_of_long
 
 __all__ = ["Sharpness", "Spectrum", "Trace", "by_layer", "sharpness", "sharpness_of", "spectrum", "trace"]
 
 NOISE = 0.03
 """The length of the random vector in each start, so that no direction is shut out for good."""
 SECOND = 0.3
-"""The length of the second eigenvector in a start that is one vector, so that its value may overtake the first."""
+"""The length of the second and third vector in a start that is one, so that their values may overtake the first."""
+SUBSPACE = 0.25
+"""Long vectors may take so much of the room of the graph."""
 HUGE = 1 << 23
 """Of more parameters no draft guides a single value: the subspaces of both would take over a GiB."""
 
@@ -91,18 +93,18 @@ def sharpness(
     ([3.0, 1.0], True)
     """
     hessian = Hessian(closure, params, preconditioner, who="sharpness")  # type: ignore[arg-type]
-    return sharpness_of(hessian, k, tol, start, max_products, seed)
+    return sharpness_of(hessian, k, tol, [] if start is None else [start], max_products, seed)
 
 
 def sharpness_of(
     hessian: Hessian,
     k: int = 1,
     tol: float = 1e-2,
-    start: Sharpness | torch.Tensor | None = None,
+    starts: list[Any] | None = None,
     max_products: int = 100,
     seed: int = 0,
 ) -> Sharpness:
-    """`sharpness` of a Hessian that is made already, its graph with it.
+    """`sharpness` of a Hessian that is made already, its graph with it; a start is taken out of its list.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0]))
     >>> sharpness_of(Hessian(lambda: w.exp().sum(), [w])).value.round(6).tolist()
@@ -116,8 +118,8 @@ def sharpness_of(
     if not (isinstance(max_products, int) and max_products >= k):
         raise ValueError(f"{who}: max_products must be an integer of at least k = {k}, not {max_products!r}.")
     generator = torch.Generator().manual_seed(seed)
-    one = k == 1 and hessian.long
-    if start is None:
+    one, trusted = k == 1 and hessian.long, False
+    if not starts:
         drafts = not (one and dim > HUGE)
         slope = hessian.gradient() if drafts and hessian.batches.count > 1 else None
         draft = hessian.draft() if drafts else None
@@ -130,19 +132,22 @@ def sharpness_of(
             return _record(pairs, k, tol, pairs.products + math.ceil(draft.spent + drafted * draft.share))
         given = _noise(hessian, 1 if one else min(k + 1, dim), generator)
     else:
+        start = starts.pop()
         vectors = start.vectors if isinstance(start, Sharpness) else start
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
         again = _in_one if one else _again
         given = again(vectors.detach().to(hessian.device), k, _noise(hessian, 1, generator))
-        del vectors
-    starts = [given]
+        trusted = True
+        del start, vectors
+    first = [given]
     del given  # so that they can be let go of
     if one:
-        pairs = largest_of_long(hessian, starts, tol, max_products, generator, start is not None)
+        space = lambda: min(ROOM, int(hessian.held * SUBSPACE))  # noqa: E731
+        pairs = largest_of_long(hessian, first, tol, max_products, generator, trusted, space)
     else:
-        pairs = largest(hessian, starts.pop(), k, tol, max_products, generator, start is not None)
+        pairs = largest(hessian, first.pop(), k, tol, max_products, generator, trusted)
     return _record(pairs, k, tol, pairs.products)
 
 
@@ -161,8 +166,8 @@ def _in_one(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
     """The same as one vector."""
     noise *= NOISE / torch.linalg.vector_norm(noise)
     noise[:, 0] += vectors[:, 0]
-    if vectors.shape[1] > 1:
-        noise[:, 0].add_(vectors[:, 1], alpha=SECOND)
+    for other in vectors.T[1:LEAD]:
+        noise[:, 0].add_(other, alpha=SECOND)
     return noise
 
 
@@ -176,8 +181,8 @@ def to_follow(found: Sharpness) -> Sharpness:
     if len(found.vectors) <= WIDE:
         return found
     one = torch.zeros(len(found.vectors), 1, dtype=torch.bfloat16, device=found.vectors.device)
-    for length, v in zip((1.0, SECOND), found.vectors.T[:2], strict=False):
-        one[:, 0].add_(v, alpha=length)
+    for i, v in enumerate(found.vectors.T[:LEAD]):
+        one[:, 0].add_(v, alpha=SECOND if i else 1.0)
     return replace(found, vectors=one)
 
 

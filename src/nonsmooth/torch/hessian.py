@@ -64,6 +64,7 @@ class Hessian:
     kept: list[tuple[float, list[torch.Tensor]]] = field(default_factory=list)
     known: list[torch.Tensor | None] = field(default_factory=list)
     value: float | None = None
+    held: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.params, torch.Tensor):
@@ -185,7 +186,8 @@ class Hessian:
                 slopes, rows, loss = self._slope(closure)
                 value += weight * float(loss)
                 if self.keep is None:
-                    held = _held(slopes) * self.batches.count
+                    self.held = _held(slopes)
+                    held = self.held * self.batches.count
                     self.keep = held <= KEPT and (not self.long or held >= MUCH * self.dim * self.dtype.itemsize)
                 if self.keep:
                     made.append((weight, slopes))
@@ -246,9 +248,10 @@ class Hessian:
             found = list(torch.autograd.grad(ends, self.params, v, retain_graph=True, allow_unused=True))
         else:
             inner = slopes[0].new_zeros(())
-            while slopes:
-                slope, piece = slopes.pop(0), pieces.pop(0)
-                inner = inner + (slope * piece).sum() if slope.requires_grad else inner
+            with torch.enable_grad():
+                while slopes:
+                    slope, piece = slopes.pop(0), pieces.pop(0)
+                    inner = inner + (slope * piece).sum().to(inner.device) if slope.requires_grad else inner
             del slope, piece
             found = list(torch.autograd.grad(inner, self.params, allow_unused=True))
         out = torch.zeros(self.dim, dtype=self.dtype, device=self.device) if out is None else out
@@ -269,13 +272,8 @@ class Hessian:
         given = list(numbers)
         if len(given) != len(self.params):
             raise ValueError(f"{self.who}: {len(given)} tensors do not fit {len(self.params)} parameters.")
-        return [partial(self._flat, a, p.shape) for a, p in zip(given, self.params, strict=True)]
-
-    def _flat(self, a: Any, shape: torch.Size) -> torch.Tensor:
-        a = torch.as_tensor(a() if callable(a) else a, dtype=self.dtype, device=self.device)
-        if a.ndim and a.shape != shape:
-            raise ValueError(f"{self.who}: a tensor of shape {tuple(a.shape)} does not fit one of {tuple(shape)}.")
-        return a.reshape(-1)
+        how = self.who, self.dtype, self.device  # and not self: what is held in a circle is not freed at once
+        return [partial(_flat, a, p.shape, *how) for a, p in zip(given, self.params, strict=True)]
 
     def _roots(self, preconditioner: Sequence[Any]) -> list[Lazy] | None:
         """P^{-½}, block by block."""
@@ -295,6 +293,13 @@ class Hessian:
             return reads
         flat = torch.cat([read().expand(n) for read, n in zip(reads, self.sizes, strict=True)])
         return [lambda: flat]
+
+
+def _flat(a: Any, shape: torch.Size, who: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    a = torch.as_tensor(a() if callable(a) else a, dtype=dtype, device=device)
+    if a.ndim and a.shape != shape:
+        raise ValueError(f"{who}: a tensor of shape {tuple(a.shape)} does not fit one of {tuple(shape)}.")
+    return a.reshape(-1)
 
 
 def _inverse_root(read: Lazy) -> torch.Tensor:

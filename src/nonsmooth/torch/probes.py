@@ -6,15 +6,15 @@ import contextlib
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from nonsmooth.torch.curvature import Sharpness, sharpness, to_follow
+from nonsmooth.torch.curvature import Sharpness, sharpness_of, to_follow
+from nonsmooth.torch.hessian import Hessian
 from nonsmooth.torch.selection import eagerly
-from nonsmooth.torch.stability import Stability, StepScale, stability, step_scale
+from nonsmooth.torch.stability import Stability, StepScale, size_of, stability_from, step_scale
 from nonsmooth.torch.steps import OrbitCurvature
 from nonsmooth.torch.steps.evaluation import kept, put
 from nonsmooth.torch.steps.step import Vectors, measured
@@ -26,8 +26,6 @@ FAR = 100.0
 """A weight whose effective step is so many times that of the median weight has hardly had a gradient so far."""
 SEEN = 10_000
 """The median is of so many weights of a tensor."""
-NO_SCALE = StepScale((), (), (), 0.0, 1.0)
-"""In the place of one that is as long as all parameters, where it is not needed."""
 
 
 class Probes:
@@ -45,8 +43,8 @@ class Probes:
         named = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
         self.names = {id(p): n.replace("_orig_mod.", "") for n, p in named}
         self.orbit = OrbitCurvature(window)
-        self.start: Stability | None = None
-        self.bare: Sharpness | None = None
+        self.last: list[Sharpness] = []
+        self.bare = False
 
     def params(self) -> list[tuple[str, torch.Tensor]]:
         """The parameters of the optimiser that learn, with their names, or where they have none their index in it."""
@@ -115,25 +113,27 @@ class Probes:
             ) from error
 
     def _curvature(self, closure: Closure) -> dict[str, Any]:
-        if self.bare is None:
+        if not self.bare:
             try:
-                held = sum(p.numel() for p in step_scale(self.optimizer).params)
-                if self.start is not None and len(self.start.estimate.vectors) != held:
-                    self.start = None  # parameters were frozen or added since
-                found = stability(self.optimizer, closure, start=self.start, tol=0.02)
-                # the next one does without the scale
-                self.start = replace(found, scale=NO_SCALE, estimate=to_follow(found.estimate))
+                self._fit(size_of(self.optimizer))
+                found = stability_from(self.last, self.optimizer, closure, tol=0.02)
             except TypeError:
                 pass  # an optimiser without a threshold
             else:
+                self.last = [to_follow(found.estimate)]
                 more = {"threshold": found.threshold, "ratio": found.ratio}
                 more |= _dormant(found)
                 return {"sharpness": found.sharpness, "residual": found.residual} | more | _cost_of(found.estimate)
         params = [p for _, p in self.params()]
-        fits = self.bare is not None and len(self.bare.vectors) == sum(p.numel() for p in params)
-        bare = sharpness(closure, params, start=self.bare if fits else None, tol=0.02)
-        self.bare = to_follow(bare)
+        self._fit(sum(p.numel() for p in params))
+        bare = sharpness_of(Hessian(closure, params, who="sharpness"), 1, 0.02, self.last)
+        self.bare, self.last = True, [to_follow(bare)]
         return {"sharpness": float(bare.value[0]), "residual": float(bare.residual[0])} | _cost_of(bare)
+
+    def _fit(self, size: int) -> None:
+        """Forget the last estimate where parameters were frozen or added since."""
+        if self.last and len(self.last[0].vectors) != size:
+            self.last = []
 
 
 def _dormant(found: Stability) -> dict[str, float]:

@@ -126,11 +126,28 @@ def stability(
     >>> round(found.sharpness, 6), found.threshold, round(found.ratio, 6)  # 3, 2(1 + 0.5)/0.5
     (3.0, 6.0, 0.5)
     """
+    return stability_from([] if start is None else [start.estimate], optimizer, closure, tol, max_products, seed)
+
+
+def stability_from(
+    starts: list[Sharpness],
+    optimizer: Optimizer,
+    closure: Any,
+    tol: float = 1e-2,
+    max_products: int = 100,
+    seed: int = 0,
+) -> Stability:
+    """`stability` from an estimate that is taken out of a list, so that it makes room.
+
+    >>> w = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> stability_from([], torch.optim.SGD([w], lr=0.5), lambda: 1.5 * w.square().sum()).ratio
+    0.75
+    """
     rows, sign = _rows(optimizer)
     unit = rows[0].unit
     params, inverse, shifts = zip(*((row.param, partial(_inverse, row, unit), row.shift) for row in rows), strict=True)
     hessian = Hessian(closure, params, inverse, shifts, sign, "stability")
-    found = sharpness_of(hessian, 1, tol, None if start is None else start.estimate, max_products, seed)
+    found = sharpness_of(hessian, 1, tol, starts, max_products, seed)
     del hessian
     value, residual = float(found.value[0]), float(found.residual[0])
     name = type(unwrapped(optimizer)).__name__
@@ -150,6 +167,15 @@ def step_scale(optimizer: Optimizer) -> StepScale:
     rows, sign = _rows(optimizer)
     params, shifts = (tuple(getattr(row, of) for row in rows) for of in ("param", "shift"))
     return StepScale(params, tuple(row.scale() for row in rows), shifts, rows[0].unit, sign)
+
+
+def size_of(optimizer: Optimizer) -> int:
+    """The entries of all parameters that learn; raises as `step_scale` does.
+
+    >>> size_of(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2, 3))], lr=0.1))
+    6
+    """
+    return sum(row.param.numel() for row in _rows(optimizer)[0])
 
 
 class _Row(NamedTuple):

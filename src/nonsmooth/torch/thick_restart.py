@@ -26,8 +26,10 @@ Lazy = Callable[[], torch.Tensor]
 
 LEAST = 4
 """So many vectors a subspace always has room for."""
-ROOM = 1 << 25
-"""And more, up to so many bytes."""
+ROOM = 1 << 26
+"""The bytes that it may take, unless told otherwise."""
+LEAD = 3
+"""So many Ritz vectors are returned, the leading ones."""
 CHUNK = 1 << 16
 """So many entries at a time are turned into single precision."""
 LARGE = 6e4
@@ -43,14 +45,16 @@ def largest_of_long(
     max_products: int,
     generator: torch.Generator,
     trusted: bool = False,
+    space: Callable[[], int] = lambda: ROOM,
 ) -> Pairs:
-    """`largest` for one eigenvalue and one start, which is taken out of the list, in the room of some two such vectors.
+    """`largest` for one eigenvalue and one start, which is taken out of the list, in little room.
 
-    `product` takes a function that makes the vector, which it may use up. The estimated error is 2 max(r, growth over
-    three products), and the second pair must be known as in `largest`; from a start that is `trusted` it is max(r,
-    growth over one product), with no gap, for one vector says little of the second value. The residual r is that of
-    Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is what it is taken for; or it is
-    exact. The vectors returned are of the two leading pairs.
+    `product` takes a function that makes the vector, which it may use up. `space`, which is asked after the first
+    product, says how many bytes a subspace may take; four vectors in half precision it always may. The estimated error
+    is 2 max(r, growth over three products), and the second pair must be known as in `largest`; from a start that is
+    `trusted` it is max(r, growth over one product), with no gap, for one vector says little of the second value. The
+    residual r is that of Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is what it is
+    taken for; or it is exact. The vectors returned are of the leading pairs.
 
     >>> A, rng = torch.diag(torch.linspace(-3, 2, 50)), torch.Generator().manual_seed(0)
     >>> found = largest_of_long(lambda v: A @ v(), [torch.randn(50, generator=rng)], 1e-3, 60, rng)
@@ -58,23 +62,28 @@ def largest_of_long(
     ([2.0], [True])
     """
     start = starts.pop().reshape(-1)
-    dim = len(start)
-    room = min(max(LEAST, ROOM // (2 * dim)), dim - 1)
-    if room < LEAST:
+    dim, room = len(start), 0
+    if dim <= LEAST:
         raise ValueError(f"largest_of_long: vectors of {dim} entries are not long; use `largest`.")
-    rows = Rows(room, start, torch.float16 if tol >= COARSE else start.dtype)
+    rows = Rows(start, torch.float16 if tol >= COARSE else start.dtype)
     size = float(torch.linalg.vector_norm(start))
     if not 0 < size < math.inf:
-        start, size = torch.randn(dim, generator=generator, dtype=start.dtype).to(start), math.sqrt(dim)
+        start, trusted = torch.randn(dim, generator=generator, dtype=start.dtype).to(start), False
+        size = float(torch.linalg.vector_norm(start))
     rows.put(0, start / size)
     del start
-    keep, rounding = max(2, room // 2), torch.finfo(rows.dtype).eps
-    T, missed, past = np.zeros((room, room)), np.zeros(room), list[float]()
-    n, products, norm, checks = 1, 0, 0.0, False
+    rounding, past = torch.finfo(rows.dtype).eps, list[float]()
+    n, lead, products, norm, checks = 1, 1, 0, 0.0, False
     while True:
         w = product(partial(rows.row, n - 1))
         products += 1
-        T[:n, n - 1] = T[n - 1, :n] = rows.orthogonalise(w, n)
+        if not room:
+            room = min(max(LEAST, space() // (dim * rows.kind.itemsize)), dim - 1)
+            keep, T, missed, coupled = max(2, room // 2), np.zeros((room, room)), np.zeros(room), np.zeros(0)
+        T[:n, n - 1] = T[n - 1, :n] = found = rows.orthogonalise(w, n)
+        if not np.isfinite(found).all():
+            raise ValueError("largest_of_long: an eigenvalue is too large for single precision; divide the loss.")
+        missed[: n - 1] += np.abs(found[:-1] - coupled)
         length = float(torch.linalg.vector_norm(w))
         theta, U = np.linalg.eigh(T[:n, :n])
         theta, U = theta[::-1].copy(), U[:, ::-1].copy()
@@ -85,14 +94,15 @@ def largest_of_long(
         near, done = (known and bool(good(theta[:1], e, tol, norm)[0]) for e in (exact, error))
         if done or products == max_products:
             del w
-            V = rows.combined(np.eye(2) if checks else U[:, :2])
+            V = rows.combined(np.eye(lead) if checks else U[:, :LEAD])
             V /= torch.linalg.vector_norm(V, dim=1, keepdim=True)
             return Pairs(theta[:1], told[:1], error, V.T, norm, products, np.array([done]))
         past.append(float(theta[0]))
         if near:  # what rounding may have added is all that is in the way: a product with the Ritz vector will tell
             del w
-            rows.restart(U[:, :2])
-            n, missed[:], checks = 1, 0.0, True
+            rows.restart(U[:, :LEAD])
+            lead = min(n, LEAD)
+            n, missed[:], coupled, checks = 1, 0.0, np.zeros(0), True
             continue
         if checks:  # and it was
             rows.widen()
@@ -103,11 +113,12 @@ def largest_of_long(
             rounded = rows.restart(U[:, :keep])
             missed[:keep] = missed @ np.abs(U[:, :keep]) + (norm + np.abs(theta[:keep])) * rounded
             T[:keep, :keep], n = np.diag(theta[:keep]), keep
-        while not length > 10 * rounding * norm:  # the subspace is invariant: a random direction goes on
-            w = torch.randn(dim, generator=generator, dtype=rows.dtype).to(w)
+        if not length > 10 * rounding * norm:  # the subspace is invariant: a random direction goes on
+            w, edge = torch.randn(dim, generator=generator, dtype=rows.dtype).to(w), 0 * edge
             rows.orthogonalise(w, n)
-            length, edge = float(torch.linalg.vector_norm(w)), 0 * edge
-        missed[:n] += np.abs(edge) * length * rows.put(n, w.div_(length))
+            length = float(torch.linalg.vector_norm(w))
+        coupled = edge * length
+        missed[:n] += np.abs(coupled) * rows.put(n, w.div_(length))
         missed[n] = 0.0
         del w
         n += 1
@@ -124,7 +135,7 @@ class Rows:
 
     `scales` makes what is held of each a unit vector again.
 
-    >>> rows = Rows(2, torch.empty(3), torch.float16)
+    >>> rows = Rows(torch.empty(3), torch.float16)
     >>> round(rows.put(0, torch.tensor([0.6, 0.8, 0.0])), 4)
     0.0001
     >>> w = torch.tensor([5.0, 0.0, 2.0])
@@ -132,13 +143,13 @@ class Rows:
     (array([3.]), [3.2, -2.4, 2.0])
     """
 
-    def __init__(self, room: int, like: torch.Tensor, dtype: torch.dtype) -> None:
-        self.dtype, self.scales = like.dtype, torch.ones(room, dtype=torch.float64, device=like.device)
-        self.held = like.new_empty(room, len(like), dtype=dtype)
+    def __init__(self, like: torch.Tensor, kind: torch.dtype) -> None:
+        self.dim, self.dtype, self.kind, self.device = len(like), like.dtype, kind, like.device
+        self.held, self.scales = list[torch.Tensor](), like.new_empty(0, dtype=torch.float64)
 
     def put(self, i: int, q: torch.Tensor) -> float:
         """q in the place of row i; how far from q what is held lies."""
-        return float(self._write(slice(i, i + 1), ((at, q[None, at]) for at, _ in self._chunks(0)))[0])
+        return float(self._write(i, 1, ((at, q[None, at]) for at in self._places()))[0])
 
     def row(self, i: int) -> torch.Tensor:
         return self.held[i].to(self.dtype, copy=True).mul_(self.scales[i])
@@ -146,7 +157,7 @@ class Rows:
     def combined(self, C: np.ndarray) -> torch.Tensor:
         """CᵀQ for the first rows Q, (columns of C, dim)."""
         L = self._weights(C)
-        out = self.held.new_empty(len(L), self.held.shape[1], dtype=self.dtype)
+        out = torch.empty(len(L), self.dim, dtype=self.dtype, device=self.device)
         for at, Q in self._chunks(L.shape[1]):
             torch.matmul(L, Q, out=out[:, at])
         return out
@@ -154,7 +165,7 @@ class Rows:
     def restart(self, K: np.ndarray) -> np.ndarray:
         """KᵀQ in the place of the first rows; how far from them what is held lies."""
         L = self._weights(K)
-        return self._write(slice(len(L)), ((at, L @ Q) for at, Q in self._chunks(L.shape[1])))
+        return self._write(0, len(L), ((at, L @ Q) for at, Q in self._chunks(L.shape[1])))
 
     def orthogonalise(self, w: torch.Tensor, n: int) -> np.ndarray:
         """Take the first n rows out of w, twice and in place; the coefficients, in float64."""
@@ -166,35 +177,40 @@ class Rows:
             c *= scales
             for at, Q in self._chunks(n):
                 w[at] -= (c * scales).to(w.dtype) @ Q
-            total += c.cpu().numpy()
+            with np.errstate(invalid="ignore"):
+                total += c.cpu().numpy()
         return total
 
     def widen(self) -> None:
         """Single precision from here on, with the first row alone."""
-        first, room = self.row(0), len(self.held)
-        self.held = first.new_empty(0)
-        self.held = first.new_empty(room, len(first))
+        first = self.row(0)
+        self.held, self.kind = [], self.dtype
         self.put(0, first)
 
     def _weights(self, C: np.ndarray) -> torch.Tensor:
-        n = len(C)
-        return (torch.as_tensor(C.T.copy(), device=self.held.device) * self.scales[:n]).to(self.dtype)
+        return (torch.as_tensor(C.T.copy(), device=self.device) * self.scales[: len(C)]).to(self.dtype)
 
-    def _write(self, which: slice, pieces: Iterable[tuple[slice, torch.Tensor]]) -> np.ndarray:
+    def _write(self, first: int, count: int, pieces: Iterable[tuple[slice, torch.Tensor]]) -> np.ndarray:
         """Rows in the place of others, piece by piece; what they lose of their length 1 when they are rounded."""
-        long = min(math.sqrt(self.held.shape[1]), LARGE)
+        while len(self.held) < first + count:
+            self.held.append(torch.empty(self.dim, dtype=self.kind, device=self.device))
+        self.scales = torch.nn.functional.pad(self.scales, (0, max(0, len(self.held) - len(self.scales))))
+        long, which = min(math.sqrt(self.dim), LARGE), slice(first, first + count)
         squares, lost = (torch.zeros_like(self.scales[which]) for _ in range(2))
         for at, new in pieces:
-            scaled = new * long
-            self.held[which, at] = scaled
-            held = self.held[which, at].double()
-            squares += held.square().sum(dim=1)
-            lost += (held - scaled).square().sum(dim=1)
+            for i, row in enumerate(self.held[which]):
+                scaled = new[i] * long
+                row[at] = scaled
+                held = row[at].double()
+                squares[i] += held.square().sum()
+                lost[i] += (held - scaled).square().sum()
         self.scales[which] = squares.rsqrt()
         return lost.sqrt().cpu().numpy() / long
 
+    def _places(self) -> Iterator[slice]:
+        return (slice(a, a + CHUNK) for a in range(0, self.dim, CHUNK))
+
     def _chunks(self, n: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """The first n rows as they are held, so many entries at a time, in single precision."""
-        for a in range(0, self.held.shape[1], CHUNK):
-            at = slice(a, a + CHUNK)
-            yield at, self.held[:n, at].to(self.dtype)
+        for at in self._places():
+            yield at, torch.stack([row[at] for row in self.held[:n]]).to(self.dtype)
