@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 
+from alive import long_storages
 from nonsmooth.torch import batches
 from nonsmooth.torch.batches import agreement
 
@@ -26,13 +25,8 @@ class Called:
 
     def __call__(self):
         if self.held is not None:
-            self.held.append(long_bytes())
+            self.held.append(sum(long_storages(DIM).values()))
         return self.loss(self.w)
-
-
-def long_bytes():
-    long = (t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter) and t.numel() >= DIM)
-    return sum({s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in long)}.values())
 
 
 def calls(count, held=None):
@@ -87,7 +81,7 @@ def test_many_calls_take_no_more_room_than_few(monkeypatch, mutant):
         monkeypatch.setattr(batches, "_add_gradient", keeps)
     rooms = []
     for count in (3, 24):
-        held, before = list[int](), long_bytes()
+        held, before = list[int](), sum(long_storages(DIM).values())
         w, programs = calls(count, held)
         seen = [count * torch.ones(DIM) + NOISE[:count].sum(0)]
         assert agreement(programs, {"w": w}, [torch.ones(DIM)], seen).count == count

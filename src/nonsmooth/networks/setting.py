@@ -18,17 +18,9 @@ __all__ = ["Setting", "drawn"]
 TRAINS = (
     *("hyperparameters", "penalties", "networks"),
     *("torch.batch_sharpness", "torch.convolution", "torch.curvature", "torch.effective", "torch.groups"),
-    *(
-        "torch.hessian",
-        "torch.kernels",
-        "torch.lanczos",
-        "torch.parts",
-        "torch.probes",
-        "torch.proximal",
-        "torch.ranks",
-    ),
-    *("torch.selection", "torch.shards", "torch.stability", "torch.states", "torch.steps", "torch.thick_restart"),
-    "torch.undisturbed",
+    *("torch.hessian", "torch.kernels", "torch.lanczos", "torch.parts", "torch.probes", "torch.proximal"),
+    *("torch.ranks", "torch.selection", "torch.shards", "torch.stability", "torch.states", "torch.steps"),
+    *("torch.thick_restart", "torch.undisturbed"),
 )
 """The modules and packages on which a run depends, all of them: a test follows the imports."""
 

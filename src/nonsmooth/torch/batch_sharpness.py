@@ -104,7 +104,7 @@ def batch_sharpness(
         g = torch.cat([s.detach().reshape(-1).to(hessian.device, hessian.dtype) for s in slopes])
         if decay is not None:
             g = g + decay * torch.cat([p.detach().reshape(-1).to(g) for p in hessian.params])
-        d = hessian.rooted(hessian.rooted(g.clone()))
+        d = g if hessian.roots is None else hessian.rooted(hessian.rooted(g.clone()))
         square = float(g @ d)
         if square == 0:
             flat += 1
@@ -165,6 +165,5 @@ def _decay(optimizer: Optimizer, hessian: Hessian) -> torch.Tensor | None:
     found = [held.get(id(p), 0.0) for p in hessian.params]
     if not any(found):
         return None
-    return torch.repeat_interleave(torch.tensor(found, dtype=hessian.dtype), torch.tensor(hessian.sizes)).to(
-        hessian.device
-    )
+    each = torch.repeat_interleave(torch.tensor(found, dtype=hessian.dtype), torch.tensor(hessian.sizes))
+    return each.to(hessian.device)

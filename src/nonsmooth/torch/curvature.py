@@ -137,15 +137,15 @@ def sharpness_of(
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
             raise ValueError(f"{who}: start has {len(vectors)} rows, and there are {dim} parameters.")
-        again = _in_one if one else _again
-        given = again(vectors.detach().to(hessian.device), k, _noise(hessian, 1, generator))
-        trusted = True
-        del start, vectors
+        vectors, noise = vectors.detach().to(hessian.device), _noise(hessian, 1, generator)
+        given, trusted = _in_one(vectors, noise) if one else _again(vectors, k, noise), True
+        del start, vectors, noise
     first = [given]
     del given  # so that they can be let go of
     if one:
-        space = lambda: min(ROOM, int(hessian.held * SUBSPACE))  # noqa: E731
-        pairs = largest_of_long(hessian, first, tol, max_products, generator, trusted, space)
+        pairs = largest_of_long(
+            hessian, first, tol, max_products, generator, trusted, lambda: min(ROOM, int(hessian.held * SUBSPACE))
+        )
     else:
         pairs = largest(hessian, first.pop(), k, tol, max_products, generator, trusted)
     return _record(pairs, k, tol, pairs.products)
@@ -162,13 +162,17 @@ def _again(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
     return block
 
 
-def _in_one(vectors: torch.Tensor, k: int, noise: torch.Tensor) -> torch.Tensor:
-    """The same as one vector."""
+def _in_one(vectors: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The same as one vector, in the place of the noise."""
     noise *= NOISE / torch.linalg.vector_norm(noise)
-    noise[:, 0] += vectors[:, 0]
-    for other in vectors.T[1:LEAD]:
-        noise[:, 0].add_(other, alpha=SECOND)
-    return noise
+    return _add_leading(noise, vectors)
+
+
+def _add_leading(to: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """The leading vectors, added in place to the one column of `to`."""
+    for i, v in enumerate(vectors.T[:LEAD]):
+        to[:, 0].add_(v, alpha=SECOND if i else 1.0)
+    return to
 
 
 def to_follow(found: Sharpness) -> Sharpness:
@@ -181,9 +185,7 @@ def to_follow(found: Sharpness) -> Sharpness:
     if len(found.vectors) <= WIDE:
         return found
     one = torch.zeros(len(found.vectors), 1, dtype=torch.bfloat16, device=found.vectors.device)
-    for i, v in enumerate(found.vectors.T[:LEAD]):
-        one[:, 0].add_(v, alpha=SECOND if i else 1.0)
-    return replace(found, vectors=one)
+    return replace(found, vectors=_add_leading(one, found.vectors))
 
 
 def _record(pairs: Pairs, k: int, tol: float, products: int) -> Sharpness:

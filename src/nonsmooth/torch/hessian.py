@@ -241,12 +241,11 @@ class Hessian:
         v is let go of where the engine has had it.
         """
         found: list[torch.Tensor | None] = [None] * len(self.params)
-        if not any(g.requires_grad for g in slopes):
-            pass
-        elif self.keep:
+        live = any(g.requires_grad for g in slopes)
+        if live and self.keep:
             ends, v = zip(*((g, a) for g, a in zip(slopes, pieces, strict=True) if g.requires_grad), strict=True)
             found = list(torch.autograd.grad(ends, self.params, v, retain_graph=True, allow_unused=True))
-        else:
+        elif live:
             inner = slopes[0].new_zeros(())
             with torch.enable_grad():
                 while slopes:
