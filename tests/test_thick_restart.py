@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,6 +200,25 @@ def test_a_third_eigenvector_that_overtakes_is_found(monkeypatch, wide):
         last = to_follow(found)
         late += found.value[0] < 0.98 * float(values.max())
     assert found.converged and late <= 2
+
+
+@pytest.mark.parametrize("wide", [10, 1 << 20])
+def test_a_start_whose_curvature_has_gone_is_left(monkeypatch, wide):
+    """As of weights that Adam divided by next to nothing; the mutant that believes it calls the sharpness 0."""
+    for module in (hessian, curvature):
+        monkeypatch.setattr(module, "WIDE", wide)
+    w = torch.nn.Parameter(torch.zeros(20_000))
+    first = replace(sharpness(lambda: 1e6 * w[0] ** 2, [w]), vectors=torch.eye(20_000, 1))
+
+    def then(**options):
+        loss = lambda: 5e4 * w[1] ** 2 - 1e6 * w[2:202].square().sum()  # noqa: E731
+        return sharpness(loss, [w], start=first, tol=0.02, **options)
+
+    found = then()
+    assert found.converged and found.value[0] == pytest.approx(1e5, rel=1e-2) and found.products < 40
+    assert not then(max_products=2).converged
+    monkeypatch.setattr(curvature, "FELL", 0.0)
+    assert then().converged and then().value[0] == 0
 
 
 def test_a_hessian_of_any_size(long):

@@ -25,6 +25,8 @@ NOISE = 0.03
 """The length of the random vector in each start, so that no direction is shut out for good."""
 SECOND = 0.3
 """The length of the second and third vector in a start that is one, so that their values may overtake the first."""
+FELL = 0.1
+"""A value that fell below so much of the last one is looked for anew: its vector may be that of another eigenvalue."""
 SUBSPACE = 0.25
 """Long vectors may take so much of the room of the graph."""
 HUGE = 1 << 23
@@ -78,8 +80,8 @@ def sharpness(
 
     `closure` returns the loss with its graph; or it is a list of closures, of (weight, closure), or `over(loader,
     loss)`: then products with few of the rows (`few_rows`), or with every eighth of eight or more batches, guide those
-    with all. `start` is the result of the last call, along a run of training: then a few products do. P is a tensor, a
-    number or a function that gives one a parameter.
+    with all. `start` is the result of the last call, along a run of training: then a few products do; a value that fell
+    below a tenth of the last one is looked for anew. P is a tensor, a number or a function that gives one a parameter.
     Of over a million parameters, λ₁ alone takes the room of some five vectors as long as they are beside the graph
     (`nonsmooth.torch.thick_restart`).
     An eigenvalue that is there more than k times is seen at most k times. `seed` is of the start vector alone.
@@ -118,7 +120,7 @@ def sharpness_of(
     if not (isinstance(max_products, int) and max_products >= k):
         raise ValueError(f"{who}: max_products must be an integer of at least k = {k}, not {max_products!r}.")
     generator = torch.Generator().manual_seed(seed)
-    one, trusted = k == 1 and hessian.long, False
+    one, trusted, last = k == 1 and hessian.long, False, 0.0
     if not starts:
         drafts = not (one and dim > HUGE)
         slope = hessian.gradient() if drafts and hessian.batches.count > 1 else None
@@ -133,6 +135,7 @@ def sharpness_of(
         given = _noise(hessian, 1 if one else min(k + 1, dim), generator)
     else:
         start = starts.pop()
+        last = float(start.value[0]) if isinstance(start, Sharpness) else 0.0
         vectors = start.vectors if isinstance(start, Sharpness) else start
         vectors = vectors[:, None] if vectors.ndim == 1 else vectors
         if len(vectors) != dim:
@@ -148,7 +151,15 @@ def sharpness_of(
         )
     else:
         pairs = largest(hessian, first.pop(), k, tol, max_products, generator, trusted)
-    return _record(pairs, k, tol, pairs.products)
+    found = _record(pairs, k, tol, pairs.products)
+    if found.norm == 0 or found.value[0] >= FELL * last or last <= 0:
+        return found
+    left = max_products - found.products
+    if left < k:
+        return replace(found, converged=False)
+    del pairs
+    anew = sharpness_of(hessian, k, tol, None, left, seed)
+    return replace(anew, products=anew.products + found.products)
 
 
 def _noise(hessian: Hessian, count: int, generator: torch.Generator) -> torch.Tensor:
