@@ -6,8 +6,12 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +213,23 @@ def test_an_interruption_leaves_the_earlier_files_as_they_were(tiny, tmp_path):
     with pytest.raises(KeyboardInterrupt, match=r" is as it was before\.$"):
         running.reproduce(tmp_path)
     assert contents(tmp_path) == before
+
+
+def test_an_interruption_while_a_dataset_is_written_leaves_nothing_unfinished(tiny, tmp_path, monkeypatch):
+    """As zarr does, in a thread of its own, whoever waits for it; were it not waited for, it would write afterwards."""
+    there = ThreadPoolExecutor(1)
+
+    def write(staged: Path) -> None:
+        time.sleep(0.1)  # until it is waited for
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.3)
+        (staged / "data" / "late").mkdir(parents=True)
+
+    monkeypatch.setattr(running, "_keep", lambda staged, *_: there.submit(write, staged).result())
+    with pytest.raises(KeyboardInterrupt, match=r" is as it was before\.$"):
+        running.reproduce(tmp_path)
+    there.shutdown()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interruption_between_figures_and_rows_is_said(tiny, tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ def reproduce(
             STORE.set(store)
 
         pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1), initializer=begin)
+        writer = ThreadPoolExecutor(1)  # where an interruption does not part zarr from what its own threads write
         try:
             running = {
                 pool.submit(
@@ -125,7 +126,7 @@ def reproduce(
                 except Exception as error:  # one broken experiment does not cost the others
                     failed.append(f"{claim.id}: {type(error).__name__}: {error}")
                     continue
-                _keep(staged, claim.id, evidence)
+                writer.submit(_keep, staged, claim.id, evidence).result()
                 rows[claim.id] = row
                 tell(row)
             found = earlier | rows
@@ -140,6 +141,7 @@ def reproduce(
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            writer.shutdown()
             shutil.rmtree(staged, ignore_errors=True)
     if failed:
         raise ExperimentError("; ".join(failed))
