@@ -49,6 +49,7 @@ LAYERS = {
     "torch.run_report": 2,
     "torch.convolution": 1,
     "torch.parts": 1,
+    "torch.outside": 1,
     "torch.thick_restart": 2,
     "torch.hessian": 2,
     "torch.ranks": 2,

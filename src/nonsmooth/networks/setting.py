@@ -20,7 +20,7 @@ TRAINS = (
     *("torch.batch_sharpness", "torch.convolution", "torch.curvature", "torch.effective", "torch.groups"),
     *("torch.hessian", "torch.kernels", "torch.lanczos", "torch.parts", "torch.probes", "torch.proximal"),
     *("torch.ranks", "torch.selection", "torch.shards", "torch.stability", "torch.states", "torch.steps"),
-    *("torch.thick_restart", "torch.undisturbed"),
+    *("torch.outside", "torch.thick_restart", "torch.undisturbed"),
 )
 """The modules and packages on which a run depends, all of them: a test follows the imports."""
 

@@ -82,8 +82,8 @@ def sharpness(
     loss)`: then products with few of the rows (`few_rows`), or with every eighth of eight or more batches, guide those
     with all. `start` is the result of the last call, along a run of training: then a few products do; a value that fell
     below a tenth of the last one is looked for anew. P is a tensor, a number or a function that gives one a parameter.
-    Of over a million parameters, λ₁ alone takes the room of some five vectors as long as they are beside the graph
-    (`nonsmooth.torch.thick_restart`).
+    Of over a million parameters, λ₁ alone takes no more room beside the graph than a quarter of it: where that is too
+    little, its vectors wait outside of the device's memory (`nonsmooth.torch.outside`).
     An eigenvalue that is there more than k times is seen at most k times. `seed` is of the start vector alone.
 
     Raises ValueError, in one sentence, for a k that is not from 1 to the number of parameters, a tol outside of

@@ -4,8 +4,9 @@ Images are not kept: A qⱼ is what Lanczos makes of it, T's column j and the ne
 the room; and its vectors are in half precision, a quarter of what single precision with images takes. What is lost when
 one is rounded is known, and with it a bound of what the equations A Q = Q T + … miss, some 1e-4 of ‖A‖ a restart: it is
 added to the residuals. Where that alone keeps a pair from being good, one more product is with its Ritz vector as it
-is held, and exact; if it is not good then, Lanczos goes on from there in single precision. Source: Wu & Simon 2000 for
-the restart, with all coefficients computed.
+is held, and exact; if it is not good then, Lanczos goes on from there in single precision. Where even so few have no
+room beside the graph of a product, they wait outside while it runs (`nonsmooth.torch.outside`). Source: Wu & Simon 2000
+for the restart, with all coefficients computed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from nonsmooth.torch.lanczos import NEXT, STEPS, Pairs, good
+from nonsmooth.torch.outside import InMemory, Store, outside
 
 __all__ = ["Rows", "largest_of_long"]
 
@@ -27,7 +29,9 @@ Lazy = Callable[[], torch.Tensor]
 LEAST = 4
 """So many vectors a subspace always has room for."""
 ROOM = 1 << 26
-"""The bytes that it may take, unless told otherwise."""
+"""The bytes that it may take beside a graph, unless told otherwise."""
+OUTSIDE = 1 << 27
+"""The bytes that it may take where it waits outside."""
 LEAD = 3
 """So many Ritz vectors are returned, the leading ones."""
 CHUNK = 1 << 16
@@ -50,9 +54,10 @@ def largest_of_long(
     """`largest` for one eigenvalue and one start, which is taken out of the list, in little room.
 
     `product` takes a function that makes the vector, which it may use up. `space`, which is asked after the first
-    product, says how many bytes a subspace may take; four vectors in half precision it always may. The estimated error
-    is 2 max(r, growth over three products), and the second pair must be known as in `largest`; from a start that is
-    `trusted` it is max(r, growth over one product), with no gap, for one vector says little of the second value. The
+    product, says how many bytes a subspace may take beside a product; where four vectors in half precision are more, it
+    waits outside of the device's memory, if there is such a place, with OUTSIDE bytes or four vectors. The estimated
+    error is 2 max(r, growth over three products), and the second pair must be known as in `largest`; from a start that
+    is `trusted` it is max(r, growth over one product), with no gap, for one vector says little of the second value. The
     residual r is that of Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is what it is
     taken for; or it is exact. The vectors returned are of the leading pairs.
 
@@ -78,7 +83,12 @@ def largest_of_long(
         w = product(partial(rows.row, n - 1))
         products += 1
         if not room:
-            room = min(max(LEAST, space() // (dim * rows.kind.itemsize)), dim - 1)
+            each = dim * rows.kind.itemsize
+            room = space() // each
+            if room < LEAST:
+                most = max(LEAST, OUTSIDE // each)
+                room = most if rows.move_out(most) else LEAST
+            room = min(room, dim - 1)
             keep, T, missed, coupled = max(2, room // 2), np.zeros((room, room)), np.zeros(room), np.zeros(0)
         T[:n, n - 1] = T[n - 1, :n] = found = rows.orthogonalise(w, n)
         if not np.isfinite(found).all():
@@ -145,37 +155,52 @@ class Rows:
 
     def __init__(self, like: torch.Tensor, kind: torch.dtype) -> None:
         self.dim, self.dtype, self.kind, self.device = len(like), like.dtype, kind, like.device
-        self.held, self.scales = list[torch.Tensor](), like.new_empty(0, dtype=torch.float64)
+        self.held: Store = InMemory(self.dim, kind, self.device)
+        self.scales = like.new_empty(0, dtype=torch.float64)
+
+    def move_out(self, most: int) -> bool:
+        """Hold them where they take none of the device's memory, if so many have room there."""
+        place = outside(self.dim, self.kind, self.device, most)
+        if place is None:
+            return False
+        for i in range(len(self.scales)):
+            for at in self._places():
+                place.write(i, at, self.held.read(i, at))
+        self.held = place
+        return True
 
     def put(self, i: int, q: torch.Tensor) -> float:
         """q in the place of row i; how far from q what is held lies."""
         return float(self._write(i, 1, ((at, q[None, at]) for at in self._places()))[0])
 
     def row(self, i: int) -> torch.Tensor:
-        return self.held[i].to(self.dtype, copy=True).mul_(self.scales[i])
+        out = torch.empty(self.dim, dtype=self.dtype, device=self.device)
+        for at, Q in self._chunks(i, i + 1):
+            torch.mul(Q[0], self.scales[i], out=out[at])
+        return out
 
     def combined(self, C: np.ndarray) -> torch.Tensor:
         """CᵀQ for the first rows Q, (columns of C, dim)."""
         L = self._weights(C)
         out = torch.empty(len(L), self.dim, dtype=self.dtype, device=self.device)
-        for at, Q in self._chunks(L.shape[1]):
+        for at, Q in self._chunks(0, L.shape[1]):
             torch.matmul(L, Q, out=out[:, at])
         return out
 
     def restart(self, K: np.ndarray) -> np.ndarray:
         """KᵀQ in the place of the first rows; how far from them what is held lies."""
         L = self._weights(K)
-        return self._write(0, len(L), ((at, L @ Q) for at, Q in self._chunks(L.shape[1])))
+        return self._write(0, len(L), ((at, L @ Q) for at, Q in self._chunks(0, L.shape[1])))
 
     def orthogonalise(self, w: torch.Tensor, n: int) -> np.ndarray:
         """Take the first n rows out of w, twice and in place; the coefficients, in float64."""
         total, scales = np.zeros(n), self.scales[:n]
         for _ in range(2):
             c = torch.zeros_like(scales)
-            for at, Q in self._chunks(n):
+            for at, Q in self._chunks(0, n):
                 c += (Q @ w[at]).double()
             c *= scales
-            for at, Q in self._chunks(n):
+            for at, Q in self._chunks(0, n):
                 w[at] -= (c * scales).to(w.dtype) @ Q
             with np.errstate(invalid="ignore"):
                 total += c.cpu().numpy()
@@ -184,7 +209,8 @@ class Rows:
     def widen(self) -> None:
         """Single precision from here on, with the first row alone."""
         first = self.row(0)
-        self.held, self.kind = [], self.dtype
+        self.kind, self.scales = self.dtype, self.scales[:0]
+        self.held = self.held.like(self.kind)
         self.put(0, first)
 
     def _weights(self, C: np.ndarray) -> torch.Tensor:
@@ -192,25 +218,24 @@ class Rows:
 
     def _write(self, first: int, count: int, pieces: Iterable[tuple[slice, torch.Tensor]]) -> np.ndarray:
         """Rows in the place of others, piece by piece; what they lose of their length 1 when they are rounded."""
-        while len(self.held) < first + count:
-            self.held.append(torch.empty(self.dim, dtype=self.kind, device=self.device))
-        self.scales = torch.nn.functional.pad(self.scales, (0, max(0, len(self.held) - len(self.scales))))
+        self.scales = torch.nn.functional.pad(self.scales, (0, max(0, first + count - len(self.scales))))
         long, which = min(math.sqrt(self.dim), LARGE), slice(first, first + count)
         squares, lost = (torch.zeros_like(self.scales[which]) for _ in range(2))
         for at, new in pieces:
-            for i, row in enumerate(self.held[which]):
+            for i in range(count):
                 scaled = new[i] * long
-                row[at] = scaled
-                held = row[at].double()
+                rounded = scaled.to(self.kind)
+                self.held.write(first + i, at, rounded)
+                held = rounded.double()
                 squares[i] += held.square().sum()
                 lost[i] += (held - scaled).square().sum()
         self.scales[which] = squares.rsqrt()
         return lost.sqrt().cpu().numpy() / long
 
     def _places(self) -> Iterator[slice]:
-        return (slice(a, a + CHUNK) for a in range(0, self.dim, CHUNK))
+        return (slice(a, min(a + CHUNK, self.dim)) for a in range(0, self.dim, CHUNK))
 
-    def _chunks(self, n: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The first n rows as they are held, so many entries at a time, in single precision."""
+    def _chunks(self, first: int, end: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows as they are held, so many entries at a time, in single precision."""
         for at in self._places():
-            yield at, torch.stack([row[at] for row in self.held[:n]]).to(self.dtype)
+            yield at, torch.stack([self.held.read(i, at) for i in range(first, end)]).to(self.device, self.dtype)

@@ -1,0 +1,113 @@
+"""Where long vectors wait while the device's memory is needed for something else.
+
+Those of an accelerator wait in the host's memory, and those of the processor in a temporary file that has no name, on
+the disk of `tempfile.gettempdir()` (the variable TMPDIR sets it): what was written lies in the system's cache while
+that has room, is gone with the file, and is never part of what the process holds.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from typing import Protocol
+
+import numpy as np
+import torch
+
+__all__ = ["InFile", "InMemory", "Store", "outside"]
+
+SPARE = 2
+"""A disk must have so many times the room that is asked for."""
+
+
+class Store(Protocol):
+    """Vectors of one length and kind, read and written piece by piece; each is there from its first writing."""
+
+    def read(self, i: int, at: slice) -> torch.Tensor: ...
+
+    def write(self, i: int, at: slice, piece: torch.Tensor) -> None: ...
+
+    def like(self, kind: torch.dtype) -> Store:
+        """An empty one of another kind."""
+        ...
+
+
+def outside(dim: int, kind: torch.dtype, device: torch.device, count: int) -> Store | None:
+    """Room for so many vectors that is not on the device; None where there is none.
+
+    >>> type(outside(1000, torch.float16, torch.device("cpu"), 4)).__name__
+    'InFile'
+    """
+    if device.type != "cpu":
+        return InMemory(dim, kind, torch.device("cpu"))
+    try:
+        if shutil.disk_usage(tempfile.gettempdir()).free < SPARE * count * dim * kind.itemsize:
+            return None
+        return InFile(dim, kind)
+    except OSError:  # no directory that can be written to
+        return None
+
+
+class InMemory:
+    """Vectors in the memory of a device.
+
+    >>> rows = InMemory(3, torch.float16, torch.device("cpu"))
+    >>> rows.write(0, slice(1, 3), torch.tensor([2.0, 3.0]))
+    >>> rows.read(0, slice(1, 2)).tolist()
+    [2.0]
+    """
+
+    def __init__(self, dim: int, kind: torch.dtype, device: torch.device) -> None:
+        self.dim, self.kind, self.device, self.rows = dim, kind, device, list[torch.Tensor]()
+
+    def read(self, i: int, at: slice) -> torch.Tensor:
+        return self.rows[i][at]
+
+    def write(self, i: int, at: slice, piece: torch.Tensor) -> None:
+        while len(self.rows) <= i:
+            self.rows.append(torch.empty(self.dim, dtype=self.kind, device=self.device))
+        self.rows[i][at] = piece
+
+    def like(self, kind: torch.dtype) -> InMemory:
+        return InMemory(self.dim, kind, self.device)
+
+
+class InFile:
+    """Vectors in a temporary file without a name, which goes with them. Raises OSError where the disk is full.
+
+    >>> rows = InFile(3, torch.float16)
+    >>> rows.write(1, slice(0, 3), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float16))
+    >>> rows.read(1, slice(1, 3)).tolist()
+    [2.0, 3.0]
+    """
+
+    def __init__(self, dim: int, kind: torch.dtype) -> None:
+        self.dim, self.kind = dim, kind
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  closed by the next line
+        weakref.finalize(self, self.file.close)
+
+    def read(self, i: int, at: slice) -> torch.Tensor:
+        piece = torch.empty(at.stop - at.start, dtype=self.kind)
+        self._seek(i, at)
+        if self.file.readinto(piece.view(torch.uint8).numpy().data) != piece.nbytes:
+            raise OSError("a temporary file lost what was written to it.")
+        return piece
+
+    def write(self, i: int, at: slice, piece: torch.Tensor) -> None:
+        try:
+            self._put(i, at, piece.to(self.kind).contiguous().view(torch.uint8).numpy())
+        except OSError as error:
+            raise OSError(
+                f"{tempfile.gettempdir()} cannot hold long vectors ({error.strerror}); set TMPDIR to another disk."
+            ) from error
+
+    def like(self, kind: torch.dtype) -> InFile:
+        return InFile(self.dim, kind)
+
+    def _put(self, i: int, at: slice, numbers: np.ndarray) -> None:
+        self._seek(i, at)
+        self.file.write(numbers.data)
+
+    def _seek(self, i: int, at: slice) -> None:
+        self.file.seek((i * self.dim + at.start) * self.kind.itemsize)
