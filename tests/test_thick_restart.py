@@ -63,7 +63,7 @@ def rooms(monkeypatch, room, there):
         monkeypatch.setattr(thick_restart, "outside", lambda *_: None)
 
 
-@pytest.mark.parametrize(("room", "there"), [(0, None), (1 << 14, None), (0, 0), (0, 1 << 14)])  # for 4 vectors or 68
+@pytest.mark.parametrize(("room", "there"), [(0, None), (1 << 14, None), (0, 0)])  # for 4 vectors or 68
 @pytest.mark.parametrize("tol", [2e-2, 1e-3])  # in half precision, and in single
 @pytest.mark.parametrize("name", SPECTRA)
 def test_values_of_known_spectra(monkeypatch, name, tol, room, there):

@@ -22,7 +22,13 @@ SPARE = 2
 
 
 class Store(Protocol):
-    """Vectors of one length and kind, read and written piece by piece; each is there from its first writing."""
+    """Vectors of one length and kind, read and written piece by piece; each is there from its first writing.
+
+    >>> rows: Store = InFile(2, torch.float16)
+    >>> rows.write(0, slice(0, 2), torch.tensor([1.0, 2.0]))  # rounded to the kind
+    >>> rows.read(0, slice(0, 2))
+    tensor([1., 2.], dtype=torch.float16)
+    """
 
     def read(self, i: int, at: slice) -> torch.Tensor: ...
 
