@@ -19,13 +19,14 @@ from alive import long_storages
 from nonsmooth.torch import curvature, hessian, thick_restart
 from nonsmooth.torch.curvature import sharpness, to_follow
 from nonsmooth.torch.hessian import Hessian
-from nonsmooth.torch.outside import InFile, outside
+from nonsmooth.torch.outside import InFile
 from nonsmooth.torch.parts import Batches, over
 from nonsmooth.torch.probes import Probes
 from nonsmooth.torch.stability import stability
 from nonsmooth.torch.thick_restart import Rows, largest_of_long
 from test_curvature import SPECTRA, X, Y, net, operator, overtaken, true_and_converged
 
+ALL = slice(0, 120)
 OFF = 3e-5
 """Of ‖A‖: vectors of 120 entries are less orthogonal when they are rounded than long ones."""
 
@@ -45,7 +46,7 @@ def found_in(name, seed, *, tol=2e-2, trusted=False, most=400):
         V = torch.linalg.eigh(A)[1].flip(1)[:, :2] + 0.02 * start[:, :2]
         start = curvature._in_one(V, start[:, 2:3].clone())
     rng = torch.Generator().manual_seed(seed)
-    return A, largest_of_long(lambda v: A @ v(), [start[:, 0].clone()], tol, most, rng, trusted)
+    return A, largest_of_long(lambda v: A @ v(ALL), [start[:, 0].clone()], tol, most, rng, trusted)
 
 
 def told_too_small(A, found):
@@ -178,7 +179,7 @@ def test_products_are_those_of_short_vectors(monkeypatch):
         lazy = [lambda a=a: a for a in P], [lambda a=a: a for a in c]
         for given in ((P, c), lazy):
             H = Hessian(loss, params, *given)
-            for product in (H(v), H(v.float)):
+            for product in (H(v), H(lambda at: v[at].float())):
                 assert torch.allclose(product.double(), short, rtol=1e-5, atol=1e-6) and product.dtype == torch.float32
             assert H.keep is kept and bool(H.kept) is kept
     assert torch.equal(v, torch.randn(66, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
@@ -193,7 +194,7 @@ def test_a_second_eigenvector_that_overtakes_is_seen():
             A, old, rng = overtaken(seed)
             start = (old[:, 0] + second * old[:, 1])[:, None].bfloat16()
             start = curvature._in_one(start, torch.randn(60, 1, generator=rng))
-            found = largest_of_long(lambda v, A=A.float(): A @ v(), [start], 0.01, 60, rng, trusted=True)
+            found = largest_of_long(lambda v, A=A.float(): A @ v(slice(0, 60)), [start], 0.01, 60, rng, trusted=True)
             count += bool(found.converged.all()) and abs(found.values[0] - 1) > 0.01
         return count
 
@@ -290,7 +291,7 @@ def test_no_draft_of_the_longest(long, monkeypatch):
 def test_a_start_without_a_direction(bad):
     A, start = operator(SPECTRA["one far away"], 0, torch.float32)
     rng = torch.Generator().manual_seed(0)
-    found = largest_of_long(lambda v: A @ v(), [bad * start[:, 0].abs()], 1e-2, 60, rng)
+    found = largest_of_long(lambda v: A @ v(ALL), [bad * start[:, 0].abs()], 1e-2, 60, rng)
     assert found.converged[0] and found.values[0] == pytest.approx(100, rel=1e-2)
 
 
@@ -325,24 +326,6 @@ def test_it_is_the_same_outside(monkeypatch, tol):
         assert torch.equal(out.vectors, inside.vectors) and np.array_equal(out.residuals, inside.residuals)
 
 
-def test_where_vectors_wait(monkeypatch, tmp_path):
-    """In a file without a name, of which nothing is left; an accelerator's in the host's memory; or nowhere."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    cpu, half = torch.device("cpu"), torch.float16
-    rows = outside(1000, half, cpu, 4)
-    rows.write(2, slice(10, 20), torch.arange(10.0))
-    assert rows.read(2, slice(12, 14)).tolist() == [2, 3] and rows.read(2, slice(12, 14)).dtype == half
-    file = rows.file
-    del rows
-    assert file.closed and not list(tmp_path.iterdir())
-    hosted = outside(1000, half, torch.device("cuda"), 4)
-    hosted.write(0, slice(0, 1000), torch.ones(1000))
-    assert hosted.read(0, slice(0, 5)).device == cpu
-    assert outside(1000, half, cpu, 10**12) is None  # more than any disk
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
-    assert outside(1000, half, cpu, 4) is None
-
-
 def test_a_disk_that_is_full_is_named(long, monkeypatch, tmp_path):
     """Nothing is left behind; and where there is no room to begin with it is not asked for."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -365,9 +348,9 @@ def test_a_disk_that_is_full_is_named(long, monkeypatch, tmp_path):
 # --- how little room -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "vectors"), [("outside", 0.5), ("inside", 2), ("with P", None)])
+@pytest.mark.parametrize(("case", "vectors"), [("outside", 0.0), ("inside", 2.0), ("with P", 1.0)])
 def test_the_room_that_a_probe_takes(monkeypatch, case, vectors):
-    """Where the graph is needed: the first vector, in half precision, for the subspace waits outside; or four of them.
+    """Where the graph is needed: no vector, for the subspace waits outside; or four of them in half precision.
 
     Of Adam's P, of v and of a last result nothing is held; a mutant that keeps P is seen.
     """
@@ -399,6 +382,6 @@ def test_the_room_that_a_probe_takes(monkeypatch, case, vectors):
         seen.clear()
         row = probes.curvature(closure)
         assert row["converged"] and row["products"] == len(seen) > 1
-    assert max(seen) <= 1.05 * 4 * dim * vectors if vectors else max(seen) > 1.45 * 4 * dim
+    assert max(seen) / (4 * dim) == pytest.approx(vectors, abs=0.05)
     assert probes.last[0].vectors.dtype == torch.bfloat16
     assert stability(optimizer, closure, tol=0.02).ratio == pytest.approx(row["ratio"], rel=0.02)

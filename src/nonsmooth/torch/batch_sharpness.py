@@ -109,7 +109,7 @@ def batch_sharpness(
         if square == 0:
             flat += 1
             continue
-        product = hessian._pulled(slopes, [a.to(p) for a, p in zip(hessian.unflat(d), hessian.params, strict=True)])
+        product = hessian._pulled(slopes, (a.to(p) for a, p in zip(hessian.unflat(d), hessian.params, strict=True)))
         if decay is not None:
             product = product + decay * d
         curvature = float(d @ product)

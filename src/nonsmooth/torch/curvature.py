@@ -17,7 +17,7 @@ import torch
 
 from nonsmooth.torch.hessian import WIDE, Hessian
 from nonsmooth.torch.lanczos import Pairs, guided, largest, tridiagonal
-from nonsmooth.torch.thick_restart import LEAD, ROOM, largest_of_long
+from nonsmooth.torch.thick_restart import CHUNK, LEAD, ROOM, largest_of_long
 
 __all__ = ["Sharpness", "Spectrum", "Trace", "by_layer", "sharpness", "sharpness_of", "spectrum", "trace"]
 
@@ -180,9 +180,10 @@ def _in_one(vectors: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _add_leading(to: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """The leading vectors, added in place to the one column of `to`."""
-    for i, v in enumerate(vectors.T[:LEAD]):
-        to[:, 0].add_(v, alpha=SECOND if i else 1.0)
+    """The leading vectors, added in place to the one column of `to`, piece by piece."""
+    for into, rows in zip(to.split(CHUNK), vectors.split(CHUNK), strict=True):
+        for i, v in enumerate(rows.T[:LEAD]):
+            into[:, 0].add_(v, alpha=SECOND if i else 1.0)
     return to
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from nonsmooth.torch.undisturbed import undisturbed
 __all__ = ["Hessian"]
 
 Lazy = Callable[[], torch.Tensor]
+"""Numbers that are made when they are asked for."""
+Parts = Callable[[slice], torch.Tensor]
+"""The entries of a vector in a place of it, the same."""
 
 WIDE = 1 << 20
 """Up to this many parameters vectors are in float64, whatever the parameters are in."""
@@ -39,8 +43,8 @@ class Hessian:
     """v ↦ P^{-½} (± H + diag c) P^{-½} v for flat vectors v, H the Hessian of the loss in `params`.
 
     `preconditioner` is the diagonal of P, and `shift` is c, a tensor, a number or a function that gives one a
-    parameter; `sign` −1 is for a loss that is maximised. v may be a function that makes the vector, which is used up
-    then: of long ones, of over a million entries, none is held that can be made when it is needed. `products` counts.
+    parameter; `sign` −1 is for a loss that is maximised. v may be a function that makes the entries of a slice: of
+    long vectors, of over a million entries, none is held that can be made when it is needed. `products` counts.
     Graphs are kept as `Batches` says; where they are not, each product evaluates the closures anew, with the random
     numbers of the first time, so that dropout keeps its masks. What is compiled runs as it was written, for torch's
     compiler has no second derivative.
@@ -91,29 +95,23 @@ class Hessian:
         self.long = self.dim > WIDE
         self.dtype = torch.float32 if self.long else torch.float64
         self.blocks = self.sizes if self.long else [self.dim]
+        self.places = [slice(*at) for at in pairwise(accumulate(self.blocks, initial=0))]
         self.roots = None if self.preconditioner is None else self._roots(self.preconditioner)
         added = None if self.shift is None else self._each(self.shift)
         self.added = self._blocks(added) if added is not None and any(bool(c().any()) for c in added) else None
         self.preconditioner = self.shift = None  # `roots` and `added` say it all
 
-    def __call__(self, v: torch.Tensor | Lazy) -> torch.Tensor:
+    def __call__(self, v: torch.Tensor | Parts) -> torch.Tensor:
         self.products += 1
-        scaled: torch.Tensor | None = None
         out, weight = None, 0.0
         for w, slopes in self._slopes():
-            scaled = self._scaled(v) if scaled is None else scaled
-            pieces = [a.to(p) for a, p in zip(self.unflat(scaled), self.params, strict=True)]
-            if not self.keep:
-                scaled = None  # so that the pieces are all that holds it
-            out = self._pulled(slopes, pieces, w, out)
+            out = self._pulled(slopes, self._pieces(v), w, out)
             weight += w
         assert out is not None
         out.mul_(self.sign / weight)
         if self.added is not None:
-            scaled = self._scaled(v) if scaled is None else scaled
-            for into, c, a in zip(out.split(self.blocks), self.added, scaled.split(self.blocks), strict=True):
+            for into, c, a in zip(out.split(self.blocks), self.added, self._parts(v), strict=True):
                 into.add_(c() * a)
-        del scaled
         if not all(bool(a.isfinite().all()) for a in out.split(self.blocks)):
             raise ValueError(f"{self.who}: a product with the Hessian is not finite; the loss has no curvature here.")
         return self.rooted(out)
@@ -231,14 +229,14 @@ class Hessian:
     def _pulled(
         self,
         slopes: list[torch.Tensor],
-        pieces: list[torch.Tensor],
+        pieces: Iterator[torch.Tensor],
         weight: float = 1.0,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """weight · H v of one part, added to `out`; what does not depend on the parameters counts 0.
 
-        Unless the graph is kept, slopes and pieces are used up: the gradient's values are not needed for ⟨∇ℓ, v⟩'s, and
-        v is let go of where the engine has had it.
+        Unless the graph is kept, slopes are used up as pieces of v are made: the gradient's values are not needed for
+        ⟨∇ℓ, v⟩'s, and v is let go of where the engine has had it.
         """
         found: list[torch.Tensor | None] = [None] * len(self.params)
         live = any(g.requires_grad for g in slopes)
@@ -247,9 +245,9 @@ class Hessian:
             found = list(torch.autograd.grad(ends, self.params, v, retain_graph=True, allow_unused=True))
         elif live:
             inner = slopes[0].new_zeros(())
-            with torch.enable_grad():
-                while slopes:
-                    slope, piece = slopes.pop(0), pieces.pop(0)
+            while slopes:
+                slope, piece = slopes.pop(0), next(pieces)
+                with torch.enable_grad():
                     inner = inner + (slope * piece).sum().to(inner.device) if slope.requires_grad else inner
             del slope, piece
             found = list(torch.autograd.grad(inner, self.params, allow_unused=True))
@@ -260,11 +258,16 @@ class Hessian:
                 into.add_(g.to_dense().reshape(-1).to(self.device, self.dtype), alpha=weight)
         return out
 
-    def _scaled(self, v: torch.Tensor | Lazy) -> torch.Tensor:
-        if isinstance(v, torch.Tensor):
-            flat = v.to(self.device, self.dtype)
-            return flat if self.roots is None else self.rooted(flat.clone())
-        return self.rooted(v().to(self.device, self.dtype))
+    def _parts(self, v: torch.Tensor | Parts) -> Iterator[torch.Tensor]:
+        """P^{-½}v, block by block, each made when it is asked for."""
+        for i, at in enumerate(self.places):
+            a = (v[at] if isinstance(v, torch.Tensor) else v(at)).to(self.device, self.dtype)
+            yield a if self.roots is None else a * self.roots[i]()
+
+    def _pieces(self, v: torch.Tensor | Parts) -> Iterator[torch.Tensor]:
+        """The same in the parameters' shapes and dtypes."""
+        flat = self._parts(v) if self.long else next(self._parts(v)).split(self.sizes)
+        return (a.reshape(p.shape).to(p) for a, p in zip(flat, self.params, strict=True))
 
     def _each(self, numbers: Sequence[Any]) -> list[Lazy]:
         """For each parameter a function that gives its numbers, flat, or the one of all."""

@@ -21,8 +21,10 @@ from torch.optim import Optimizer
 from nonsmooth.torch.aftermath import Aftermath
 from nonsmooth.torch.facts import model_facts, open_rows, optimizer_facts, plain, versions, write_facts, write_row
 from nonsmooth.torch.findings import Finding, findings
+from nonsmooth.torch.hessian import WIDE
 from nonsmooth.torch.l1_audit import Chatter, reach_of
 from nonsmooth.torch.loggers import Sink, sink
+from nonsmooth.torch.outside import copies
 from nonsmooth.torch.probes import Probes, checksums, quietly
 from nonsmooth.torch.proximal import Proximal, weights
 from nonsmooth.torch.ranks import MeanOverRanks
@@ -132,7 +134,7 @@ class Monitor:
         self._made = dict.fromkeys(KINDS, 0)
         self.wants: str | None = "step"
         self.idle = 0
-        self._before: list[torch.Tensor] | None = None
+        self._before: Sequence[torch.Tensor] | None = None
         self._stride, self._windows, self._broke = 1, 0, False
         self._aftermath, self._left, self.slowed = Aftermath(), 0.0, 0.0
         self._at: int | None = None  # the step that was looked at last
@@ -216,7 +218,7 @@ class Monitor:
         """To be called before a step of the optimiser."""
         if self.wants == "step":
             began = time.perf_counter()
-            self._before = [p.detach().clone() for _, p in self.probes.params()]
+            self._before = copies((p for _, p in self.probes.params()), WIDE)
             self._left += self.spend("step", began)
 
     def after(

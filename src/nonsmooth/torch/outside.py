@@ -10,12 +10,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-__all__ = ["InFile", "InMemory", "Store", "outside"]
+__all__ = ["InFile", "InMemory", "Store", "copies", "outside"]
 
 SPARE = 2
 """A disk must have so many times the room that is asked for."""
@@ -102,7 +103,7 @@ class InFile:
 
     def write(self, i: int, at: slice, piece: torch.Tensor) -> None:
         try:
-            self._put(i, at, piece.to(self.kind).contiguous().view(torch.uint8).numpy())
+            self._put(i, at, piece.to("cpu", self.kind).contiguous().view(torch.uint8).numpy())
         except OSError as error:
             raise OSError(
                 f"{tempfile.gettempdir()} cannot hold long vectors ({error.strerror}); set TMPDIR to another disk."
@@ -117,3 +118,40 @@ class InFile:
 
     def _seek(self, i: int, at: slice) -> None:
         self.file.seek((i * self.dim + at.start) * self.kind.itemsize)
+
+
+def copies(tensors: Iterable[torch.Tensor], few: int) -> Sequence[torch.Tensor]:
+    """Copies of tensors, which wait outside where they have more entries than few, if there is such a place.
+
+    >>> copies([torch.ones(2), torch.zeros(3)], few=4)[0].tolist()
+    [1.0, 1.0]
+    """
+    own = [t.detach() for t in tensors]
+    size = sum(t.nbytes for t in own)
+    place = outside(size, torch.uint8, own[0].device, 1) if sum(t.numel() for t in own) > few else None
+    if place is not None:
+        try:
+            return _Waiting(own, place)
+        except OSError:  # the disk is full
+            pass
+    return [t.clone() for t in own]
+
+
+class _Waiting(Sequence[torch.Tensor]):
+    """Each is read when it is asked for."""
+
+    def __init__(self, own: list[torch.Tensor], place: Store) -> None:
+        self.place, first = place, 0
+        self.kinds = list[tuple[int, torch.Size, torch.dtype, torch.device]]()
+        for t in own:
+            place.write(0, slice(first, first + t.nbytes), t.contiguous().reshape(-1).view(torch.uint8))
+            self.kinds.append((first, t.shape, t.dtype, t.device))
+            first += t.nbytes
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def __getitem__(self, i: Any) -> Any:
+        first, shape, dtype, device = self.kinds[i]
+        held = self.place.read(0, slice(first, first + shape.numel() * dtype.itemsize))
+        return held.to(device, copy=True).view(dtype).reshape(shape)

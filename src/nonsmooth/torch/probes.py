@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from nonsmooth.torch.curvature import Sharpness, sharpness_of, to_follow
 from nonsmooth.torch.hessian import Hessian
 from nonsmooth.torch.selection import eagerly
-from nonsmooth.torch.stability import Stability, StepScale, size_of, stability_from, step_scale
+from nonsmooth.torch.stability import Stability, live_scale, size_of, stability_from
 from nonsmooth.torch.steps import OrbitCurvature
-from nonsmooth.torch.steps.evaluation import kept, put
+from nonsmooth.torch.steps.evaluation import put
 from nonsmooth.torch.steps.step import Vectors, measured
 
 __all__ = ["Probes", "checksums", "quietly"]
@@ -57,9 +57,17 @@ class Probes:
         params = self.params()
         held = [p for _, p in params]
         after = [p.detach().clone() for p in held]
-        with kept(held, after):  # unseen by autograd: a graph of the script's that holds them stays good
+
+        def back() -> None:
+            put(held, after)  # unseen by autograd: a graph of the script's that holds them stays good
+            after.clear()
+
+        try:
             put(held, before)
-            step, vectors = measured(closure, params, after, x=before)
+            step, vectors = measured(closure, params, back, x=before)
+        finally:
+            if after:
+                back()
         self.orbit.update(step)
         split = step.frozen
         return {
@@ -88,17 +96,19 @@ class Probes:
     def _threshold(self, held: list[torch.Tensor], before: Sequence[torch.Tensor], vectors: Vectors) -> dict[str, Any]:
         """The step's curvature over the optimiser's threshold, and that threshold where it is one number."""
         try:
-            scale: StepScale = step_scale(self.optimizer)
+            scale = live_scale(self.optimizer)
         except (TypeError, ValueError):
             return {}
-        found_of = {id(p): row for p, *row in zip(held, before, vectors.g, vectors.g_next, strict=True)}
-        if any(id(p) not in found_of for p in scale.params):
+        place = {id(p): i for i, p in enumerate(held)}
+        if any(id(p) not in place for p in scale.params):
             return {}
-        rows = [(p, *found_of[id(p)]) for p in scale.params]
-        D = (p.detach().double() - x.double() for p, x, _, _ in rows)  # one parameter's at a time
-        found: dict[str, Any] = {"step_ratio": scale.ratio(D, [g for *_, g, _ in rows], [g for *_, g in rows])}
-        if all(isinstance(s, float) and s == scale.scales[0] for s in scale.scales):
-            found["threshold"] = 1 / scale.scales[0]
+        order = [place[id(p)] for p in scale.params]
+        D = (held[i].detach().double() - before[i].double() for i in order)  # one parameter's at a time
+        g, g_next = ([of[i] for i in order] for of in (vectors.g, vectors.g_next))
+        found: dict[str, Any] = {"step_ratio": scale.ratio(D, g, g_next)}
+        first = scale.scales[0]
+        if isinstance(first, float) and all(isinstance(s, float) and s == first for s in scale.scales):
+            found["threshold"] = 1 / first
         return found
 
     def curvature(self, closure: Closure) -> dict[str, Any]:
@@ -138,13 +148,15 @@ class Probes:
 
 def _dormant(found: Stability) -> dict[str, float]:
     """The part of the eigenvector, squared, in weights whose effective step is far above the median weight's."""
-    scales = [s.reshape(-1) for s in found.scale.scales if isinstance(s, torch.Tensor)]
-    if not scales or len(scales) < len(found.scale.scales):
-        return {}
-    far = FAR * torch.cat([s[:: len(s) // SEEN + 1] for s in scales]).median()
-    parts = found.estimate.vectors[:, 0].split([len(s) for s in scales])
-    held = sum(float(v[s.to(v.device) > far.to(v.device)].square().sum()) for v, s in zip(parts, scales, strict=True))
-    return {"dormant": held}
+    some = []
+    for s in found.scale.scales:  # one parameter's at a time
+        if not isinstance(s, torch.Tensor):
+            return {}
+        some.append(s.reshape(-1)[:: s.numel() // SEEN + 1].clone())  # a view would hold all of it
+    far = FAR * torch.cat(some).median()
+    parts = found.estimate.vectors[:, 0].split([p.numel() for p in found.scale.params])
+    above = ((v, (s.reshape(-1) > far).to(v.device)) for v, s in zip(parts, found.scale.scales, strict=True))
+    return {"dormant": sum(float(v[dormant].square().sum()) for v, dormant in above)}
 
 
 def _cost_of(found: Sharpness) -> dict[str, Any]:

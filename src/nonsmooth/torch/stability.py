@@ -17,7 +17,7 @@ adds wd to H; a decoupled one turns the 2 into 2 − lr·wd. Source: Cohen et al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ class StepScale:
     """
 
     params: tuple[torch.Tensor, ...]
-    scales: tuple[Any, ...]
+    scales: Sequence[Any]
     shifts: tuple[float, ...]
     unit: float
     sign: float
@@ -126,7 +126,8 @@ def stability(
     >>> round(found.sharpness, 6), found.threshold, round(found.ratio, 6)  # 3, 2(1 + 0.5)/0.5
     (3.0, 6.0, 0.5)
     """
-    return stability_from([] if start is None else [start.estimate], optimizer, closure, tol, max_products, seed)
+    found = stability_from([] if start is None else [start.estimate], optimizer, closure, tol, max_products, seed)
+    return replace(found, scale=step_scale(optimizer))
 
 
 def stability_from(
@@ -137,7 +138,7 @@ def stability_from(
     max_products: int = 100,
     seed: int = 0,
 ) -> Stability:
-    """`stability` from an estimate that is taken out of a list, so that it makes room.
+    """`stability` from an estimate that is taken out of a list, so that it makes room; its scale is a `live_scale`.
 
     >>> w = torch.nn.Parameter(torch.tensor([1.0]))
     >>> stability_from([], torch.optim.SGD([w], lr=0.5), lambda: 1.5 * w.square().sum()).ratio
@@ -151,7 +152,7 @@ def stability_from(
     del hessian
     value, residual = float(found.value[0]), float(found.residual[0])
     name = type(unwrapped(optimizer)).__name__
-    return Stability(name, value, residual, 1 / unit, value * unit, found, step_scale(optimizer))
+    return Stability(name, value, residual, 1 / unit, value * unit, found, live_scale(optimizer))
 
 
 def step_scale(optimizer: Optimizer) -> StepScale:
@@ -164,9 +165,31 @@ def step_scale(optimizer: Optimizer) -> StepScale:
     >>> step_scale(optimizer).scales[0].tolist(), step_scale(optimizer).unit  # 0.25/(2·2), and lr/2
     ([0.0625], 0.125)
     """
+    live = live_scale(optimizer)
+    return replace(live, scales=tuple(live.scales))
+
+
+def live_scale(optimizer: Optimizer) -> StepScale:
+    """The same whose `scales` are read off the optimiser each time that they are asked for, and not held.
+
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    >>> list(live_scale(optimizer).scales)
+    [0.25]
+    """
     rows, sign = _rows(optimizer)
     params, shifts = (tuple(getattr(row, of) for row in rows) for of in ("param", "shift"))
-    return StepScale(params, tuple(row.scale() for row in rows), shifts, rows[0].unit, sign)
+    return StepScale(params, _Scales(rows), shifts, rows[0].unit, sign)
+
+
+class _Scales(Sequence[Any]):
+    def __init__(self, rows: list[_Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.rows[i].scale()
 
 
 def size_of(optimizer: Optimizer) -> int:

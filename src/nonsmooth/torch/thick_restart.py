@@ -23,8 +23,8 @@ from nonsmooth.torch.outside import InMemory, Store, outside
 
 __all__ = ["Rows", "largest_of_long"]
 
-Lazy = Callable[[], torch.Tensor]
-"""A vector, made when there is room for it."""
+Parts = Callable[[slice], torch.Tensor]
+"""The entries of a vector in a place of it, made when they are asked for."""
 
 LEAST = 4
 """So many vectors a subspace always has room for."""
@@ -43,7 +43,7 @@ COARSE = 1e-2
 
 
 def largest_of_long(
-    product: Callable[[Lazy], torch.Tensor],
+    product: Callable[[Parts], torch.Tensor],
     starts: list[torch.Tensor],
     tol: float,
     max_products: int,
@@ -53,16 +53,16 @@ def largest_of_long(
 ) -> Pairs:
     """`largest` for one eigenvalue and one start, which is taken out of the list, in little room.
 
-    `product` takes a function that makes the vector, which it may use up. `space`, which is asked after the first
-    product, says how many bytes a subspace may take beside a product; where four vectors in half precision are more, it
-    waits outside of the device's memory, if there is such a place, with OUTSIDE bytes or four vectors. The estimated
-    error is 2 max(r, growth over three products), and the second pair must be known as in `largest`; from a start that
-    is `trusted` it is max(r, growth over one product), with no gap, for one vector says little of the second value. The
-    residual r is that of Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is what it is
-    taken for; or it is exact. The vectors returned are of the leading pairs.
+    `product` takes a function that makes the entries of a vector in a place of it. `space`, which is asked after the
+    first product, says how many bytes a subspace may take beside a product; where four vectors in half precision are
+    more, it waits outside of the device's memory, if there is such a place, with OUTSIDE bytes or four vectors. The
+    estimated error is 2 max(r, growth over three products), and the second pair must be known as in `largest`; from a
+    start that is `trusted` it is max(r, growth over one product), with no gap, for one vector says little of the second
+    value. The residual r is that of Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is
+    what it is taken for; or it is exact. The vectors returned are of the leading pairs.
 
     >>> A, rng = torch.diag(torch.linspace(-3, 2, 50)), torch.Generator().manual_seed(0)
-    >>> found = largest_of_long(lambda v: A @ v(), [torch.randn(50, generator=rng)], 1e-3, 60, rng)
+    >>> found = largest_of_long(lambda v: A @ v(slice(0, 50)), [torch.randn(50, generator=rng)], 1e-3, 60, rng)
     >>> found.values.round(3).tolist(), found.converged.tolist()
     ([2.0], [True])
     """
@@ -83,12 +83,7 @@ def largest_of_long(
         w = product(partial(rows.row, n - 1))
         products += 1
         if not room:
-            each = dim * rows.kind.itemsize
-            room = space() // each
-            if room < LEAST:
-                most = max(LEAST, OUTSIDE // each)
-                room = most if rows.move_out(most) else LEAST
-            room = min(room, dim - 1)
+            room = min(rows.stay(space()), dim - 1)
             keep, T, missed, coupled = max(2, room // 2), np.zeros((room, room)), np.zeros(room), np.zeros(0)
         T[:n, n - 1] = T[n - 1, :n] = found = rows.orthogonalise(w, n)
         if not np.isfinite(found).all():
@@ -155,28 +150,38 @@ class Rows:
 
     def __init__(self, like: torch.Tensor, kind: torch.dtype) -> None:
         self.dim, self.dtype, self.kind, self.device = len(like), like.dtype, kind, like.device
-        self.held: Store = InMemory(self.dim, kind, self.device)
-        self.scales = like.new_empty(0, dtype=torch.float64)
-
-    def move_out(self, most: int) -> bool:
-        """Hold them where they take none of the device's memory, if so many have room there."""
-        place = outside(self.dim, self.kind, self.device, most)
+        self.scales, self.most = like.new_empty(0, dtype=torch.float64), max(LEAST, OUTSIDE // self._bytes)
+        place = outside(self.dim, kind, self.device, self.most)
         if place is None:
-            return False
+            self.most = LEAST
+        self.held: Store = place or InMemory(self.dim, kind, self.device)
+
+    @property
+    def _bytes(self) -> int:
+        return self.dim * self.kind.itemsize
+
+    def stay(self, beside: int) -> int:
+        """How many there may be: in the device's memory, if so many bytes of it are enough, or where they are."""
+        room = beside // self._bytes
+        if room < LEAST:
+            return self.most
+        here = InMemory(self.dim, self.kind, self.device)
         for i in range(len(self.scales)):
             for at in self._places():
-                place.write(i, at, self.held.read(i, at))
-        self.held = place
-        return True
+                here.write(i, at, self.held.read(i, at))
+        self.held = here
+        return room
 
     def put(self, i: int, q: torch.Tensor) -> float:
         """q in the place of row i; how far from q what is held lies."""
         return float(self._write(i, 1, ((at, q[None, at]) for at in self._places()))[0])
 
-    def row(self, i: int) -> torch.Tensor:
-        out = torch.empty(self.dim, dtype=self.dtype, device=self.device)
-        for at, Q in self._chunks(i, i + 1):
-            torch.mul(Q[0], self.scales[i], out=out[at])
+    def row(self, i: int, place: slice | None = None) -> torch.Tensor:
+        """Row i, or its entries in a place."""
+        first, end = (0, self.dim) if place is None else (place.start, place.stop)
+        out = torch.empty(end - first, dtype=self.dtype, device=self.device)
+        for at, Q in self._chunks(i, i + 1, first, end):
+            torch.mul(Q[0], self.scales[i], out=out[at.start - first : at.stop - first])
         return out
 
     def combined(self, C: np.ndarray) -> torch.Tensor:
@@ -232,10 +237,11 @@ class Rows:
         self.scales[which] = squares.rsqrt()
         return lost.sqrt().cpu().numpy() / long
 
-    def _places(self) -> Iterator[slice]:
-        return (slice(a, min(a + CHUNK, self.dim)) for a in range(0, self.dim, CHUNK))
+    def _places(self, first: int = 0, end: int | None = None) -> Iterator[slice]:
+        end = self.dim if end is None else end
+        return (slice(a, min(a + CHUNK, end)) for a in range(first, end, CHUNK))
 
-    def _chunks(self, first: int, end: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    def _chunks(self, low: int, high: int, *within: int) -> Iterator[tuple[slice, torch.Tensor]]:
         """Rows as they are held, so many entries at a time, in single precision."""
-        for at in self._places():
-            yield at, torch.stack([self.held.read(i, at) for i in range(first, end)]).to(self.device, self.dtype)
+        for at in self._places(*within):
+            yield at, torch.stack([self.held.read(i, at) for i in range(low, high)]).to(self.device, self.dtype)

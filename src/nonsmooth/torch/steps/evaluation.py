@@ -89,7 +89,7 @@ def gradient(who: str, closure: Closure, ps: list[torch.Tensor], again: SameRand
 
 
 @contextlib.contextmanager
-def kept(ps: list[torch.Tensor], x: list[torch.Tensor]) -> Iterator[None]:
+def kept(ps: list[torch.Tensor], x: Sequence[torch.Tensor]) -> Iterator[None]:
     """Whatever is put into the parameters meanwhile, x at the end."""
     try:
         yield

@@ -247,7 +247,7 @@ def measured(
         raise ValueError(f"measure_step: tol must be above 0 and max_nodes at least 5, not {tol} and {max_nodes}.")
     names, ps = named("measure_step", params)
     again = SameRandomNumbers()
-    x = [p.detach().clone() for p in ps] if x is None else list(x)
+    x = [p.detach().clone() for p in ps] if x is None else x
     with contextlib.nullcontext() if callable(step) else kept(ps, x):
         found = seen(closure, ps, step, again)
         g, g_after, g_F, undefined = found.g, found.g_next, found.frozen, [*found.undefined]
@@ -313,7 +313,7 @@ class OrbitCurvature:
 def _path(
     closure: Closure,
     ps: list[torch.Tensor],
-    x: list[torch.Tensor],
+    x: Sequence[torch.Tensor],
     D: Vector,
     change: Vector,
     again: SameRandomNumbers,
