@@ -7,6 +7,7 @@ import torch
 from torch import optim
 
 from nonsmooth.torch.probes import Probes
+from nonsmooth.torch.stability import step_scale
 
 
 def probed(kind: type[optim.Optimizer], awake: int, **options: float) -> dict[str, object]:
@@ -56,3 +57,23 @@ def test_what_has_no_second_derivative_is_told_in_a_sentence():
 
 def test_without_a_step_for_each_weight_nothing_is_said_of_it():
     assert "dormant" not in probed(optim.SGD, 4, momentum=0.9)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_step_s_curvature_over_the_threshold_is_that_of_its_quadratic(kind):
+    """⟨HD, D⟩/⟨D, S⁻¹D⟩, of two parameters that the optimiser holds in another order than the model."""
+    model = torch.nn.ParameterDict({"a": torch.ones(2, dtype=torch.float64), "b": torch.ones(3, dtype=torch.float64)})
+    optimizer = kind([{"params": [model["b"]], "lr": 0.1}, {"params": [model["a"]], "lr": 0.02}])
+    loss = lambda: 2 * model["a"].square().sum() + model["b"].pow(2).sum()  # noqa: E731  H = 4 and 2
+    for _ in range(3):
+        before = [p.detach().clone() for p in (model["b"], model["a"])]
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    row = Probes(model, optimizer, window=10).step(loss, before)
+    D = [p.detach() - x for p, x in zip((model["b"], model["a"]), before, strict=True)]
+    scales = step_scale(optimizer).scales
+    above = sum(float(h * d @ d) for h, d in zip((2, 4), D, strict=True))
+    below = sum(float((d * d / s).sum()) for d, s in zip(D, scales, strict=True))
+    assert row["step_ratio"] == pytest.approx(above / below, rel=1e-9) and above > 0
+    assert "threshold" not in row  # two learning rates have no one number
