@@ -14,6 +14,7 @@ from nonsmooth.torch import monitor as monitoring
 from nonsmooth.torch.monitor import Monitor
 from nonsmooth.torch.outside import InFile, copies, outside
 from nonsmooth.torch.probes import Probes
+from nonsmooth.torch.steps import seen
 
 
 def test_where_vectors_wait(monkeypatch, tmp_path):
@@ -68,7 +69,8 @@ def test_copies_are_the_same_bit_by_bit(monkeypatch):
 
 
 def trained(wide: int, monkeypatch) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
-    monkeypatch.setattr(monitoring, "WIDE", wide)
+    for module in (monitoring, seen):
+        monkeypatch.setattr(module, "WIDE", wide)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.ReLU(), torch.nn.Linear(30, 1))
     x, y = torch.randn(50, 20), torch.randn(50, 1)
@@ -91,6 +93,29 @@ def test_a_step_is_the_same_where_the_weights_before_it_wait(monkeypatch):
     assert len(inside) >= 3 and "step_ratio" in inside[0] and all(map(torch.equal, w, same))
 
 
+@pytest.mark.parametrize("wide", [0, 10**6])
+@pytest.mark.parametrize("kind", ["step", "stability"])
+def test_a_closure_that_writes_to_the_weights_changes_nothing(kind, wide):
+    """As embeddings with `max_norm` do, and `.data`; without a copy of them the weights would end elsewhere."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(20, 4, max_norm=0.5), torch.nn.Flatten(), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probes = Probes(model, optimizer, window=10, few=wide)
+    calls, w = [], [p.detach().clone() for p in model.parameters()]
+
+    def closure() -> torch.Tensor:
+        calls.append(kind)
+        if kind == "stability" or len(calls) > 1:
+            model[2].bias.data.clamp_(-1e-3, 1e-3)
+        return (model(torch.tensor([[1, 2], [3, 4]])) - 1).square().mean()
+
+    if kind == "step":
+        probes.step(closure, [1.01 * p.detach() for p in model.parameters()])
+    else:
+        probes.curvature(closure)
+    assert calls and all(map(torch.equal, w, model.parameters()))
+
+
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_weights_are_put_back_where_a_probe_fails(fails):
     """At the first, second and third evaluation: before the step, after it, and on the piece of before."""
@@ -111,19 +136,20 @@ def test_weights_are_put_back_where_a_probe_fails(fails):
 
 @pytest.mark.parametrize("mutant", [False, True])
 def test_the_room_that_a_step_s_probe_takes(monkeypatch, mutant):
-    """Beside the graph: the weights after the step, then g, then g and g⁺; and those before it only in a mutant."""
-    monkeypatch.setattr(monitoring, "WIDE", 10**9 if mutant else 1000)
+    """Beside the graph: the weights after the step, and at last g⁺; in a mutant those before it and g as well."""
+    for module in (monitoring, seen):
+        monkeypatch.setattr(module, "WIDE", 10**9 if mutant else 1000)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.Tanh(), torch.nn.Linear(300, 1))
     x, y = torch.randn(4, 300), torch.randn(4, 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    dim, own, seen = sum(p.numel() for p in model.parameters()), set[int](), list[float]()
+    dim, own, held = sum(p.numel() for p in model.parameters()), set[int](), list[float]()
 
     def loss() -> torch.Tensor:
         return (model(x) - y).square().mean()
 
     def closure() -> torch.Tensor:
-        seen.append(sum(size for at, size in long_storages(dim // 10).items() if at not in own) / (4 * dim))
+        held.append(sum(size for at, size in long_storages(dim // 10).items() if at not in own) / (4 * dim))
         return loss()
 
     loss().backward()
@@ -132,4 +158,4 @@ def test_the_room_that_a_step_s_probe_takes(monkeypatch, mutant):
     with Monitor(model, optimizer, closure, budget=1.0) as monitor:
         optimizer.step()
     assert [row["kind"] for row in monitor.rows if row["kind"] != "trace"][:1] == ["step"]
-    assert seen[:3] == pytest.approx([1 + mutant, 1 + mutant, 2 + mutant], abs=0.05)
+    assert held[:3] == pytest.approx([2, 3, 4] if mutant else [1, 1, 2], abs=0.05)

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import weakref
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from nonsmooth.torch.hessian import Hessian
 from nonsmooth.torch.outside import InFile
 from nonsmooth.torch.parts import Batches, over
 from nonsmooth.torch.probes import Probes
+from nonsmooth.torch.ranks import mean_over_ranks
 from nonsmooth.torch.stability import stability
 from nonsmooth.torch.thick_restart import Rows, largest_of_long
 from test_curvature import SPECTRA, X, Y, net, operator, overtaken, true_and_converged
@@ -246,6 +246,46 @@ def test_a_hessian_of_any_size(long):
         sharpness(lambda: 1e38 * w.square().sum(), [w])
 
 
+def test_the_last_part_of_a_vector_is_let_go_of(long, monkeypatch):
+    """One parameter: nothing as long as it is held when the first derivative is walked; were it, another would be."""
+    w = torch.nn.Parameter(torch.randn(50_000))
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return (x**2).sum()
+
+        @staticmethod
+        def backward(ctx, g):
+            return Slope.apply(ctx.saved_tensors[0], g)
+
+    class Slope(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, g):
+            return 2 * g * x
+
+        @staticmethod
+        def backward(ctx, v):
+            held.append(len(long_storages(50_000)) - known)
+            return 2 * v, None
+
+    H, held = Hessian(lambda: Square.apply(w), [w]), list[int]()
+    v = torch.ones(50_000)
+    known = len(long_storages(50_000))
+    assert H(lambda at: v[at].clone()).eq(2).all() and not H.keep
+    assert held == [1]  # what the engine walks with
+
+
+@pytest.mark.parametrize("wide", [10, 1 << 20])
+def test_a_vector_of_another_length_is_refused(monkeypatch, wide):
+    monkeypatch.setattr(hessian, "WIDE", wide)
+    w = torch.nn.Parameter(torch.ones(20))
+    for wrong in (torch.ones(19), torch.ones(21), torch.ones(20, 1)):
+        with pytest.raises(ValueError, match=r"a vector of shape \(.*\) does not fit 20 parameters"):
+            Hessian(lambda: (w**3).sum(), [w])(wrong)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_products_where_gradients_are_switched_off(keep):
     w = torch.nn.Parameter(torch.ones(3))
@@ -326,23 +366,49 @@ def test_it_is_the_same_outside(monkeypatch, tol):
         assert torch.equal(out.vectors, inside.vectors) and np.array_equal(out.residuals, inside.residuals)
 
 
-def test_a_disk_that_is_full_is_named(long, monkeypatch, tmp_path):
-    """Nothing is left behind; and where there is no room to begin with it is not asked for."""
+@pytest.mark.parametrize("writes", [0, 1, 5, 17])
+def test_where_the_disk_is_full_vectors_come_into_memory(monkeypatch, tmp_path, writes):
+    """At the first writing, in the middle of a vector or of a restart: the same bit by bit, and nothing is left."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    model = net(0)
-    loss = lambda: cross_entropy(model(X), Y)  # noqa: E731
+    monkeypatch.setattr(thick_restart, "CHUNK", 50)
+    rooms(monkeypatch, 0, 0)
+    free = found_in("a clustered top", 1)[1]
+    put, left = InFile._put, [writes]
 
-    def full(rows: InFile, *_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(rows: InFile, piece: memoryview) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(rows, piece)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(InFile, "_put", full)
-        with pytest.raises(OSError, match=r"hold long vectors \(No space left on device\); set TMPDIR"):
-            sharpness(loss, list(model.parameters()))
+    monkeypatch.setattr(InFile, "_put", full)
+    found = found_in("a clustered top", 1)[1]
+    assert left[0] < 0 and torch.equal(found.vectors, free.vectors) and found.products == free.products
+    with pytest.raises(OSError, match=r"hold long vectors \(No space left on device\); set TMPDIR to another disk\.$"):
+        InFile(3, torch.float16).write(0, slice(0, 3), torch.ones(3))
     monkeypatch.setattr(shutil, "disk_usage", lambda at: type("Usage", (), {"free": 100}))
-    monkeypatch.delattr(InFile, "_put")
-    assert sharpness(loss, list(model.parameters()), max_products=400).converged
+    monkeypatch.delattr(InFile, "_put")  # which is not needed then
+    assert torch.equal(found_in("a clustered top", 1)[1].vectors, free.vectors)
     assert not list(tmp_path.iterdir())
+
+
+def test_over_ranks_they_stay_in_memory(long, monkeypatch):
+    """As where it was said beforehand whether graphs are kept: no rank's result may depend on its disk."""
+    w = torch.nn.Parameter(torch.ones(40))
+    loss = lambda: 1.5 * w[0] ** 2 + 0.5 * w[1:].square().sum()  # noqa: E731
+    asked = []
+    monkeypatch.setattr(thick_restart, "outside", lambda *_: asked.append(1))
+    sharpness(loss, [w])
+    assert asked
+    asked.clear()
+    assert sharpness(mean_over_ranks(loss, [w]), [w]).value[0] == pytest.approx(3, rel=1e-2)
+    assert (
+        sharpness(
+            mean_over_ranks(over(list(torch.tensor([[1.0], [2.0]])), lambda b: b.sum() * loss()), [w]), [w]
+        ).value[0]
+        > 3
+    )
+    assert not asked
 
 
 # --- how little room -------------------------------------------------------------------------------------------------
@@ -377,7 +443,7 @@ def test_the_room_that_a_probe_takes(monkeypatch, case, vectors):
     if case == "with P":
         monkeypatch.setattr(Hessian, "_roots", lambda H, P: [lambda root=read().rsqrt(): root for read in H._each(P)])
     own = set(long_storages(dim // 10))
-    probes = Probes(model, optimizer, window=10)
+    probes = Probes(model, optimizer, window=10, few=10_000)
     for _ in range(2):
         seen.clear()
         row = probes.curvature(closure)

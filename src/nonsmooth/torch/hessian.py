@@ -26,7 +26,7 @@ __all__ = ["Hessian"]
 Lazy = Callable[[], torch.Tensor]
 """Numbers that are made when they are asked for."""
 Parts = Callable[[slice], torch.Tensor]
-"""The entries of a vector in a place of it, the same."""
+"""The entries of a vector in a place of it, made when they are asked for."""
 
 WIDE = 1 << 20
 """Up to this many parameters vectors are in float64, whatever the parameters are in."""
@@ -102,6 +102,8 @@ class Hessian:
         self.preconditioner = self.shift = None  # `roots` and `added` say it all
 
     def __call__(self, v: torch.Tensor | Parts) -> torch.Tensor:
+        if isinstance(v, torch.Tensor) and v.shape != (self.dim,):
+            raise ValueError(f"{self.who}: a vector of shape {tuple(v.shape)} does not fit {self.dim} parameters.")
         self.products += 1
         out, weight = None, 0.0
         for w, slopes in self._slopes():
@@ -245,8 +247,8 @@ class Hessian:
             found = list(torch.autograd.grad(ends, self.params, v, retain_graph=True, allow_unused=True))
         elif live:
             inner = slopes[0].new_zeros(())
-            while slopes:
-                slope, piece = slopes.pop(0), next(pieces)
+            for piece in pieces:  # to its end, for it holds the last one
+                slope = slopes.pop(0)
                 with torch.enable_grad():
                     inner = inner + (slope * piece).sum().to(inner.device) if slope.requires_grad else inner
             del slope, piece

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,6 @@ from nonsmooth.torch.findings import Finding, findings
 from nonsmooth.torch.hessian import WIDE
 from nonsmooth.torch.l1_audit import Chatter, reach_of
 from nonsmooth.torch.loggers import Sink, sink
-from nonsmooth.torch.outside import copies
 from nonsmooth.torch.probes import Probes, checksums, quietly
 from nonsmooth.torch.proximal import Proximal, weights
 from nonsmooth.torch.ranks import MeanOverRanks
@@ -122,7 +122,8 @@ class Monitor:
         self.budget, self.data, self.allowance = float(budget), data, float(allowance)
         self._grid, self._granted = 1, 0.0
         self.penalty = "not in the loss: taken by Proximal" if isinstance(optimizer, Proximal) else penalty
-        self.probes = Probes(model, optimizer, window)
+        few = sys.maxsize if isinstance(closure, MeanOverRanks) else WIDE  # no rank depends on its own disk
+        self.probes = Probes(model, optimizer, window, few)
         self.rows: list[dict[str, Any]] = []
         self.t, self.spent = 0, 0.0
         self._clock = time.time()
@@ -218,7 +219,7 @@ class Monitor:
         """To be called before a step of the optimiser."""
         if self.wants == "step":
             began = time.perf_counter()
-            self._before = copies((p for _, p in self.probes.params()), WIDE)
+            self._before = self.probes.before()
             self._left += self.spend("step", began)
 
     def after(

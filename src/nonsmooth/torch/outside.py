@@ -2,18 +2,19 @@
 
 Those of an accelerator wait in the host's memory, and those of the processor in a temporary file that has no name, on
 the disk of `tempfile.gettempdir()` (the variable TMPDIR sets it): what was written lies in the system's cache while
-that has room, is gone with the file, and is never part of what the process holds.
+that has room, is gone with the file, and is not part of what the process holds. On a disk that is itself memory (tmpfs)
+nothing is won by it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 __all__ = ["InFile", "InMemory", "Store", "copies", "outside"]
@@ -91,19 +92,22 @@ class InFile:
 
     def __init__(self, dim: int, kind: torch.dtype) -> None:
         self.dim, self.kind = dim, kind
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115  closed by the next line
+        self.file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed by the next line
         weakref.finalize(self, self.file.close)
 
     def read(self, i: int, at: slice) -> torch.Tensor:
-        piece = torch.empty(at.stop - at.start, dtype=self.kind)
-        self._seek(i, at)
-        if self.file.readinto(piece.view(torch.uint8).numpy().data) != piece.nbytes:
-            raise OSError("a temporary file lost what was written to it.")
+        piece = torch.empty(at.stop - at.start, dtype=self.kind, device="cpu")
+        left = self._at(i, at, piece)
+        while left:
+            read = self.file.readinto(left)
+            if not read:
+                raise OSError("a temporary file lost what was written to it.")
+            left = left[read:]
         return piece
 
     def write(self, i: int, at: slice, piece: torch.Tensor) -> None:
         try:
-            self._put(i, at, piece.to("cpu", self.kind).contiguous().view(torch.uint8).numpy())
+            self._put(self._at(i, at, piece.to("cpu", self.kind).contiguous()))
         except OSError as error:
             raise OSError(
                 f"{tempfile.gettempdir()} cannot hold long vectors ({error.strerror}); set TMPDIR to another disk."
@@ -112,29 +116,31 @@ class InFile:
     def like(self, kind: torch.dtype) -> InFile:
         return InFile(self.dim, kind)
 
-    def _put(self, i: int, at: slice, numbers: np.ndarray) -> None:
-        self._seek(i, at)
-        self.file.write(numbers.data)
-
-    def _seek(self, i: int, at: slice) -> None:
+    def _at(self, i: int, at: slice, piece: torch.Tensor) -> memoryview:
+        """Go to the place of a piece; its bytes."""
         self.file.seek((i * self.dim + at.start) * self.kind.itemsize)
+        return piece.view(torch.uint8).numpy().data
+
+    def _put(self, left: memoryview) -> None:
+        while left:
+            left = left[self.file.write(left) :]
 
 
-def copies(tensors: Iterable[torch.Tensor], few: int) -> Sequence[torch.Tensor]:
+def copies(tensors: Iterable[torch.Tensor], few: int, own: bool = False) -> Sequence[torch.Tensor]:
     """Copies of tensors, which wait outside where they have more entries than few, if there is such a place.
+
+    own: the tensors are no one else's, so that they need no copy where they stay.
 
     >>> copies([torch.ones(2), torch.zeros(3)], few=4)[0].tolist()
     [1.0, 1.0]
     """
-    own = [t.detach() for t in tensors]
-    size = sum(t.nbytes for t in own)
-    place = outside(size, torch.uint8, own[0].device, 1) if sum(t.numel() for t in own) > few else None
+    given = [t.detach() for t in tensors]
+    many = sum(t.numel() for t in given) > few
+    place = outside(sum(t.nbytes for t in given), torch.uint8, given[0].device, 1) if many else None
     if place is not None:
-        try:
-            return _Waiting(own, place)
-        except OSError:  # the disk is full
-            pass
-    return [t.clone() for t in own]
+        with contextlib.suppress(OSError):  # the disk is full
+            return _Waiting(given, place)
+    return given if own else [t.clone() for t in given]
 
 
 class _Waiting(Sequence[torch.Tensor]):

@@ -12,14 +12,15 @@ import torch
 from torch.optim import Optimizer
 
 from nonsmooth.torch.curvature import Sharpness, sharpness_of, to_follow
-from nonsmooth.torch.hessian import Hessian
+from nonsmooth.torch.hessian import WIDE, Hessian
+from nonsmooth.torch.outside import copies
 from nonsmooth.torch.selection import eagerly
 from nonsmooth.torch.stability import Stability, live_scale, size_of, stability_from
 from nonsmooth.torch.steps import OrbitCurvature
-from nonsmooth.torch.steps.evaluation import put
+from nonsmooth.torch.steps.evaluation import kept, put
 from nonsmooth.torch.steps.step import Vectors, measured
 
-__all__ = ["Probes", "checksums", "quietly"]
+__all__ = ["Probes", "bits", "checksums", "quietly", "unchanged"]
 
 Closure = Callable[[], torch.Tensor]
 FAR = 100.0
@@ -38,8 +39,8 @@ class Probes:
     (3.0, 4.0, 0.75)
     """
 
-    def __init__(self, model: Any, optimizer: Optimizer, window: int) -> None:
-        self.optimizer = optimizer
+    def __init__(self, model: Any, optimizer: Optimizer, window: int, few: int = WIDE) -> None:
+        self.optimizer, self.few = optimizer, few
         named = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
         self.names = {id(p): n.replace("_orig_mod.", "") for n, p in named}
         self.orbit = OrbitCurvature(window)
@@ -51,23 +52,19 @@ class Probes:
         held = (p for group in self.optimizer.param_groups for p in group["params"])
         return [(self.names.get(id(p), str(i)), p) for i, p in enumerate(held) if p.requires_grad]
 
+    def before(self) -> Sequence[torch.Tensor]:
+        """Copies of the parameters as they are now, for `step`; of more than `few` entries they wait outside."""
+        return copies((p for _, p in self.params()), self.few)
+
     def step(self, closure: Closure, before: Sequence[torch.Tensor] | None) -> dict[str, Any]:
         """`measure_step` from `before` to where the parameters are now."""
         assert before is not None
         params = self.params()
         held = [p for _, p in params]
         after = [p.detach().clone() for p in held]
-
-        def back() -> None:
-            put(held, after)  # unseen by autograd: a graph of the script's that holds them stays good
-            after.clear()
-
-        try:
+        with kept(held, after):  # unseen by autograd: a graph of the script's that holds them stays good
             put(held, before)
-            step, vectors = measured(closure, params, back, x=before)
-        finally:
-            if after:
-                back()
+            step, vectors = measured(closure, params, after, x=before)
         self.orbit.update(step)
         split = step.frozen
         return {
@@ -114,7 +111,7 @@ class Probes:
     def curvature(self, closure: Closure) -> dict[str, Any]:
         """The sharpness against the optimiser's threshold; of the Hessian alone for one that has none."""
         try:
-            with eagerly():
+            with eagerly(), unchanged([p for _, p in self.params()], self.few):
                 return self._curvature(closure)
         except NotImplementedError as error:
             why = str(error).partition("\n")[0].rstrip(".")
@@ -146,6 +143,34 @@ class Probes:
             self.last = []
 
 
+@contextlib.contextmanager
+def unchanged(params: Sequence[torch.Tensor], few: int = WIDE) -> Iterator[None]:
+    """Parameters are bit by bit what they were, though a closure writes to them, as an embedding's `max_norm` does.
+
+    >>> w = torch.ones(2)
+    >>> with unchanged([w]):
+    ...     _ = w.mul_(3)
+    >>> w.tolist()
+    [1.0, 1.0]
+    """
+    before = copies(params, few)
+    try:
+        yield
+    finally:
+        for p, x in zip(params, before, strict=True):
+            if not bits(p).equal(bits(x)):
+                p.data.copy_(x)
+
+
+def bits(p: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor, in one row.
+
+    >>> bits(torch.ones(1)).tolist()
+    [0, 0, 128, 63]
+    """
+    return p.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
 def _dormant(found: Stability) -> dict[str, float]:
     """The part of the eigenvector, squared, in weights whose effective step is far above the median weight's."""
     some = []
@@ -172,8 +197,7 @@ def checksums(params: Sequence[tuple[str, torch.Tensor]]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, p in params:
         layer = name.rpartition(".")[0] or name
-        bits = p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
-        found[layer] = zlib.crc32(bits.data, found.get(layer, 0))
+        found[layer] = zlib.crc32(bits(p).cpu().numpy().data, found.get(layer, 0))
     return found
 
 

@@ -11,6 +11,7 @@ for the restart, with all coefficients computed.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -50,16 +51,17 @@ def largest_of_long(
     generator: torch.Generator,
     trusted: bool = False,
     space: Callable[[], int] = lambda: ROOM,
+    aside: bool = True,
 ) -> Pairs:
     """`largest` for one eigenvalue and one start, which is taken out of the list, in little room.
 
     `product` takes a function that makes the entries of a vector in a place of it. `space`, which is asked after the
     first product, says how many bytes a subspace may take beside a product; where four vectors in half precision are
-    more, it waits outside of the device's memory, if there is such a place, with OUTSIDE bytes or four vectors. The
-    estimated error is 2 max(r, growth over three products), and the second pair must be known as in `largest`; from a
-    start that is `trusted` it is max(r, growth over one product), with no gap, for one vector says little of the second
-    value. The residual r is that of Lanczos and twice what rounding may have added, no less than ‖Av − θv‖ where ‖A‖ is
-    what it is taken for; or it is exact. The vectors returned are of the leading pairs.
+    more, it waits outside of the device's memory, if it may (`aside`) and there is such a place, with OUTSIDE bytes or
+    four vectors. The estimated error is 2 max(r, growth over three products), and the second pair must be known as in
+    `largest`; from a start that is `trusted` it is max(r, growth over one product), with no gap, for one vector says
+    little of the second value. The residual r is that of Lanczos and twice what rounding may have added, no less than
+    ‖Av − θv‖ where ‖A‖ is what it is taken for; or it is exact. The vectors returned are of the leading pairs.
 
     >>> A, rng = torch.diag(torch.linspace(-3, 2, 50)), torch.Generator().manual_seed(0)
     >>> found = largest_of_long(lambda v: A @ v(slice(0, 50)), [torch.randn(50, generator=rng)], 1e-3, 60, rng)
@@ -70,7 +72,7 @@ def largest_of_long(
     dim, room = len(start), 0
     if dim <= LEAST:
         raise ValueError(f"largest_of_long: vectors of {dim} entries are not long; use `largest`.")
-    rows = Rows(start, torch.float16 if tol >= COARSE else start.dtype)
+    rows = Rows(start, torch.float16 if tol >= COARSE else start.dtype, aside)
     size = float(torch.linalg.vector_norm(start))
     if not 0 < size < math.inf:
         start, trusted = torch.randn(dim, generator=generator, dtype=start.dtype).to(start), False
@@ -148,10 +150,10 @@ class Rows:
     (array([3.]), [3.2, -2.4, 2.0])
     """
 
-    def __init__(self, like: torch.Tensor, kind: torch.dtype) -> None:
+    def __init__(self, like: torch.Tensor, kind: torch.dtype, aside: bool = True) -> None:
         self.dim, self.dtype, self.kind, self.device = len(like), like.dtype, kind, like.device
         self.scales, self.most = like.new_empty(0, dtype=torch.float64), max(LEAST, OUTSIDE // self._bytes)
-        place = outside(self.dim, kind, self.device, self.most)
+        place = outside(self.dim, kind, self.device, self.most) if aside else None
         if place is None:
             self.most = LEAST
         self.held: Store = place or InMemory(self.dim, kind, self.device)
@@ -165,12 +167,17 @@ class Rows:
         room = beside // self._bytes
         if room < LEAST:
             return self.most
-        here = InMemory(self.dim, self.kind, self.device)
-        for i in range(len(self.scales)):
-            for at in self._places():
-                here.write(i, at, self.held.read(i, at))
-        self.held = here
+        self._move_in(len(self.scales))
         return room
+
+    def _move_in(self, count: int, begun: int = 0) -> None:
+        """Hold so many rows in the device's memory, and some more of which not all is written."""
+        here = InMemory(self.dim, self.kind, self.device)
+        for i in range(count + begun):
+            for at in self._places():
+                with contextlib.suppress(*([OSError] if i >= count else [])):
+                    here.write(i, at, self.held.read(i, at))
+        self.held = here
 
     def put(self, i: int, q: torch.Tensor) -> float:
         """q in the place of row i; how far from q what is held lies."""
@@ -223,14 +230,19 @@ class Rows:
 
     def _write(self, first: int, count: int, pieces: Iterable[tuple[slice, torch.Tensor]]) -> np.ndarray:
         """Rows in the place of others, piece by piece; what they lose of their length 1 when they are rounded."""
-        self.scales = torch.nn.functional.pad(self.scales, (0, max(0, first + count - len(self.scales))))
+        there = len(self.scales)
+        self.scales = torch.nn.functional.pad(self.scales, (0, max(0, first + count - there)))
         long, which = min(math.sqrt(self.dim), LARGE), slice(first, first + count)
         squares, lost = (torch.zeros_like(self.scales[which]) for _ in range(2))
         for at, new in pieces:
             for i in range(count):
                 scaled = new[i] * long
                 rounded = scaled.to(self.kind)
-                self.held.write(first + i, at, rounded)
+                try:
+                    self.held.write(first + i, at, rounded)
+                except OSError:  # the disk is full
+                    self._move_in(there, max(0, first + count - there))
+                    self.held.write(first + i, at, rounded)
                 held = rounded.double()
                 squares[i] += held.square().sum()
                 lost[i] += (held - scaled).square().sum()

@@ -115,7 +115,7 @@ def chunks(*tensors: torch.Tensor) -> Iterator[tuple[Vector, ...]]:
         yield tuple(row[i : i + CHUNK].to(torch.float64) for row in rows)
 
 
-def finite(a: Pieces) -> bool:
+def finite(a: Sequence[torch.Tensor]) -> bool:
     """Whether all entries are."""
     return all(bool(c.isfinite().all()) for piece in a for (c,) in chunks(piece))
 

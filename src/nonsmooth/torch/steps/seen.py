@@ -6,6 +6,7 @@ Over ranks each process looks at its own samples alone, waiting for none; what t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import CheckpointError
 
+from nonsmooth.torch.hessian import WIDE
+from nonsmooth.torch.outside import copies
 from nonsmooth.torch.ranks import MeanOverRanks
 from nonsmooth.torch.selection import Flip, Selection, eagerly, flips, record, replay
 from nonsmooth.torch.selection.runs import CHECKPOINTED
@@ -27,7 +30,7 @@ class Seen:
     """f and g before the step, f⁺, g⁺ and the `frozen` g_F after it (nan where undefined); what flipped or hides."""
 
     f: float
-    g: Pieces
+    g: Sequence[torch.Tensor]
     f_next: float
     g_next: Pieces
     frozen: Pieces
@@ -40,13 +43,13 @@ class Seen:
 def seen(closure: Closure, ps: list[torch.Tensor], step: Any, again: SameRandomNumbers) -> Seen:
     """Look before and after the step, which stays taken; over all ranks where the closure is their mean."""
     if not isinstance(closure, MeanOverRanks):
-        return _seen(closure, ps, step, again)
+        return _seen(closure, ps, step, again, WIDE)
     with closure.ranks.together(WHO):
-        own = _seen(closure.own, ps, step, again)
+        own = _seen(closure.own, ps, step, again, sys.maxsize)  # none of them depends on its disk
     return _together(own, closure, ps)
 
 
-def _seen(closure: Closure, ps: list[torch.Tensor], step: Any, again: SameRandomNumbers) -> Seen:
+def _seen(closure: Closure, ps: list[torch.Tensor], step: Any, again: SameRandomNumbers, few: int) -> Seen:
     undefined: list[str] = []
     try:
         with undisturbed(ps), again():
@@ -57,6 +60,8 @@ def _seen(closure: Closure, ps: list[torch.Tensor], step: Any, again: SameRandom
         undefined.append(CHECKPOINTED)
         before = Selection(())
         f, g = _plain(closure, ps, again)
+    waiting = copies(g, few, own=True)
+    g = []
     if callable(step):
         step()
     else:
@@ -78,7 +83,7 @@ def _seen(closure: Closure, ps: list[torch.Tensor], step: Any, again: SameRandom
     except (ValueError, CheckpointError) as error:
         g_F = _nowhere(ps)
         undefined.append(CHECKPOINTED if isinstance(error, CheckpointError) else str(error))
-    return Seen(f, g, f_next, g_next, g_F, before, flipped, tuple(undefined), before.unseen)
+    return Seen(f, waiting, f_next, g_next, g_F, before, flipped, tuple(undefined), before.unseen)
 
 
 def _together(own: Seen, closure: MeanOverRanks, ps: list[torch.Tensor]) -> Seen:

@@ -184,7 +184,7 @@ class Vectors:
     [tensor([1.])]
     """
 
-    g: Pieces
+    g: Sequence[torch.Tensor]
     g_next: Pieces
     before: Selection
 
