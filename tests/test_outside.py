@@ -13,7 +13,7 @@ from alive import long_storages
 from nonsmooth.torch import monitor as monitoring
 from nonsmooth.torch.monitor import Monitor
 from nonsmooth.torch.outside import InFile, copies, outside
-from nonsmooth.torch.probes import Probes
+from nonsmooth.torch.probes import Probes, unchanged
 from nonsmooth.torch.steps import seen
 
 
@@ -114,6 +114,18 @@ def test_a_closure_that_writes_to_the_weights_changes_nothing(kind, wide):
     else:
         probes.curvature(closure)
     assert calls and all(map(torch.equal, w, model.parameters()))
+
+
+def test_weights_do_not_come_back_from_a_disk_that_lost_them(monkeypatch):
+    """They stay as they are where the closure leaves them alone, and where it does not this is said."""
+    w = torch.nn.Parameter(torch.arange(20.0))
+    monkeypatch.setattr(InFile, "read", lambda rows, i, at: torch.zeros(at.stop - at.start, dtype=rows.kind))
+    with unchanged([w], few=10):
+        pass
+    assert w.tolist() == list(range(20))
+    with pytest.raises(OSError, match="the disk lost"), unchanged([w], few=10):
+        w.data.add_(1)
+    assert w.tolist() == list(range(1, 21))
 
 
 @pytest.mark.parametrize("fails", [1, 2, 3])

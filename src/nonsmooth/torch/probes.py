@@ -20,7 +20,7 @@ from nonsmooth.torch.steps import OrbitCurvature
 from nonsmooth.torch.steps.evaluation import kept, put
 from nonsmooth.torch.steps.step import Vectors, measured
 
-__all__ = ["Probes", "bits", "checksums", "quietly", "unchanged"]
+__all__ = ["Probes", "checksum", "checksums", "quietly", "unchanged"]
 
 Closure = Callable[[], torch.Tensor]
 FAR = 100.0
@@ -147,28 +147,33 @@ class Probes:
 def unchanged(params: Sequence[torch.Tensor], few: int = WIDE) -> Iterator[None]:
     """Parameters are bit by bit what they were, though a closure writes to them, as an embedding's `max_norm` does.
 
+    What comes back is what was there, by a CRC-32, or nothing does: raises OSError where a disk lost it.
+
     >>> w = torch.ones(2)
     >>> with unchanged([w]):
     ...     _ = w.mul_(3)
     >>> w.tolist()
     [1.0, 1.0]
     """
-    before = copies(params, few)
+    before, checks = copies(params, few), [checksum(p) for p in params]
     try:
         yield
     finally:
-        for p, x in zip(params, before, strict=True):
-            if not bits(p).equal(bits(x)):
+        for i, (p, check) in enumerate(zip(params, checks, strict=True)):
+            if checksum(p) != check:
+                x = before[i]
+                if checksum(x) != check:
+                    raise OSError("the closure wrote to the weights, and the disk lost what they were before.")
                 p.data.copy_(x)
 
 
-def bits(p: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor, in one row.
+def checksum(p: torch.Tensor, start: int = 0) -> int:
+    """A CRC-32 of a tensor's bits, after those that `start` is of.
 
-    >>> bits(torch.ones(1)).tolist()
-    [0, 0, 128, 63]
+    >>> checksum(torch.zeros(3)) == zlib.crc32(bytes(12))
+    True
     """
-    return p.detach().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(p.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data, start)
 
 
 def _dormant(found: Stability) -> dict[str, float]:
@@ -197,7 +202,7 @@ def checksums(params: Sequence[tuple[str, torch.Tensor]]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, p in params:
         layer = name.rpartition(".")[0] or name
-        found[layer] = zlib.crc32(bits(p).cpu().numpy().data, found.get(layer, 0))
+        found[layer] = checksum(p, found.get(layer, 0))
     return found
 
 

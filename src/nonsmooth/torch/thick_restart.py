@@ -242,6 +242,7 @@ class Rows:
                     self.held.write(first + i, at, rounded)
                 except OSError:  # the disk is full
                     self._move_in(there, max(0, first + count - there))
+                    self.most = LEAST
                     self.held.write(first + i, at, rounded)
                 held = rounded.double()
                 squares[i] += held.square().sum()
