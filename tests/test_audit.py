@@ -26,6 +26,7 @@ from nonsmooth.torch.aftermath import Aftermath
 from nonsmooth.torch.audit import Audit
 from nonsmooth.torch.capture import Capture
 from nonsmooth.torch.tape import Tape
+from test_monitor import Words
 
 rejected = pytest.raises(AssertionError)
 
@@ -98,6 +99,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet": Residual,
     "lstm": Recurrent,
     "gpt2": Language,
+    "max_norm": lambda: Words(64, 3),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
     "sgd": lambda m: optim.SGD(m.parameters(), lr=0.05),
@@ -229,6 +231,7 @@ COVER = [
     ("lstm", "sgd", "accumulate"),
     ("gpt2", "adamw", "plain"),
     ("gpt2", "momentum", "amp"),
+    ("max_norm", "adam", "plain"),
 ]
 """Each model, optimiser and mode with several of the others; all with all are in benchmarks/undisturbed.py."""
 

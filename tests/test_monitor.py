@@ -25,11 +25,24 @@ from zoo import over
 
 rejected = pytest.raises(AssertionError)
 
+
+class Words(nn.Module):
+    """A table of which each use writes: rows longer than `max_norm` are shortened in place."""
+
+    def __init__(self, columns: int, out: int) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(20, 4, max_norm=0.5), nn.Linear(4 * columns, out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.table((8 * x.abs()).long().clamp(max=19)).relu().flatten(1))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3)),
     "cnn": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
     ),
+    "max_norm": lambda: Words(6, 3),
 }
 OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
     "sgd": lambda m: optim.SGD(m.parameters(), lr=0.05),
