@@ -147,8 +147,13 @@ def sharpness_of(
     del given  # so that they can be let go of
     if one:
         pairs = largest_of_long(
-            *(hessian, first, tol, max_products, generator, trusted),
-            lambda: min(ROOM, int(hessian.held * SUBSPACE)),
+            hessian,
+            first,
+            tol,
+            max_products,
+            generator,
+            trusted,
+            space=lambda: min(ROOM, int(hessian.held * SUBSPACE)),
             aside=hessian.batches.keep is None,  # and not over ranks, whose disks differ
         )
     else:
